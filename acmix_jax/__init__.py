@@ -1,0 +1,1 @@
+"""ACmix and convolution-attention hybrids in JAX/Flax."""

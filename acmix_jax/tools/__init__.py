@@ -1,0 +1,1 @@
+"""Programs: python -m acmix_jax.tools.NAME."""

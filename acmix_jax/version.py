@@ -1,0 +1,3 @@
+"""Version of acmix_jax."""
+
+__version__ = '0.1.0'
