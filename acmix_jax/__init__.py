@@ -1,1 +1,14 @@
 """ACmix and convolution-attention hybrids in JAX/Flax."""
+
+from acmix_jax.interop import from_torch
+from acmix_jax.models import create_model, list_models
+from acmix_jax.nn.acmix import ACmix
+from acmix_jax.version import __version__
+
+__all__ = [
+  'ACmix',
+  '__version__',
+  'create_model',
+  'from_torch',
+  'list_models',
+]

@@ -1,0 +1,72 @@
+"""The models by name."""
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from acmix_jax.models import resnet
+
+
+def _resnets() -> dict[str, Callable[..., nn.Module]]:
+  depths = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
+  suffixes = {'conv': '', 'attention': '_attention', 'acmix': '_acmix'}
+  return {
+    f'resnet{depth}{suffix}': functools.partial(
+      resnet.ResNet, stage_sizes=stage_sizes, mix=mix
+    )
+    for depth, stage_sizes in depths.items()
+    for mix, suffix in suffixes.items()
+  }
+
+
+_MODELS = _resnets()
+
+
+def list_models(pattern: str = '*') -> list[str]:
+  """Sorted names of the models that match a shell-style pattern."""
+  return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def create_model(
+  name: str,
+  num_classes: int = 1000,
+  dtype: jnp.dtype | str = jnp.float32,
+  **overrides,
+) -> nn.Module:
+  """Makes a classifier, which is a backbone too.
+
+    variables = model.init(key, images)                       # [b, h, w, 3]
+    logits = model.apply(variables, images, train=False)      # [b, classes]
+    maps = model.apply(variables, images, method='features')  # by stage
+
+  Args:
+    name: one of `list_models()`.
+    num_classes: outputs of the classifier.
+    dtype: of the computation; parameters are float32 by default.
+    **overrides: any other field of the model.
+
+  Raises:
+    KeyError: no model has that name.
+    ValueError: the model has no such field.
+  """
+  if name not in _MODELS:
+    raise KeyError(f'No model {name!r}.{_nearest(name, list_models())}')
+  make = _MODELS[name]
+  fields = [f.name for f in dataclasses.fields(make.func) if f.init]
+  for field in overrides:
+    if field not in fields:
+      raise ValueError(
+        f'{name} has no field {field!r}.{_nearest(field, fields)}'
+      )
+  return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **overrides)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0)
+  hint = f' Did you mean {close[0]!r}?' if close else ''
+  return f'{hint} Known: {", ".join(known)}.'

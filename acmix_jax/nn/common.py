@@ -1,0 +1,132 @@
+"""Layers and initialisers that every family shares."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+
+# He et al. for rectified layers, as torchvision's ResNets start.
+KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# What PyTorch gives a linear or convolution kernel that nobody initialises.
+TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def torch_bias(fan_in: int) -> initializers.Initializer:
+  """PyTorch's bias for a layer of `fan_in` inputs: U(-1, 1) / sqrt(fan_in)."""
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def check_heads(name: str, features: int, num_heads: int):
+  """Raises ValueError unless the heads divide the features."""
+  if num_heads < 1 or features < num_heads or features % num_heads:
+    nearest = max(1, features // max(1, num_heads)) * max(1, num_heads)
+    raise ValueError(
+      f'{name}: features={features} is not divisible by num_heads={num_heads}; '
+      f'nearest that works: features={nearest}.'
+    )
+
+
+def check_choice(name: str, field: str, value: str, known: tuple[str, ...]):
+  """Raises ValueError unless the value is one of those known."""
+  if value not in known:
+    raise ValueError(
+      f'{name}: {field}={value!r}; {", ".join(map(repr, known))} are allowed.'
+    )
+
+
+def check_map(name: str, x: jax.Array):
+  """Raises ValueError unless x is a batch of maps."""
+  if x.ndim != 4:
+    raise ValueError(
+      f'{name}: input of shape {x.shape}; [b, h, w, c] is needed (add a batch '
+      'axis with x[None]).'
+    )
+
+
+class Dense(nn.Module):
+  """A linear layer over the last axis that starts as PyTorch's does."""
+
+  features: int
+  use_bias: bool = True
+  kernel_init: initializers.Initializer = TORCH_KERNEL
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., c] to [..., features]."""
+    dense = nn.Dense(
+      self.features,
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
+      bias_init=torch_bias(x.shape[-1]),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    nn.share_scope(self, dense)
+    return dense(x)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation with statistics over all of the batch, or groups of it.
+
+  Under jit the batch is global, so one group is PyTorch's SyncBatchNorm. The
+  papers trained with one group per GPU (8 of 32 images): `num_groups=8` gives
+  that on any number of devices. Statistics are float32; the running variance
+  is the biased one (PyTorch keeps the unbiased).
+
+  Attributes:
+    num_groups: groups with statistics of their own; divides the batch.
+    momentum: decay of the running statistics (1 - PyTorch's momentum).
+    epsilon: added to the variance.
+    dtype: of the output; default that of the input.
+    param_dtype: of scale and bias.
+  """
+
+  num_groups: int = 1
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Normalises [b, ..., c] over all axes but the last."""
+    features = x.shape[-1]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
+    var = self.variable('batch_stats', 'var', jnp.ones, features)
+    scale = self.param(
+      'scale', nn.initializers.ones, features, self.param_dtype
+    )
+    bias = self.param('bias', nn.initializers.zeros, features, self.param_dtype)
+    if train:
+      group_mean, group_var = self._statistics(x)
+      if not self.is_initializing():
+        keep = self.momentum
+        mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
+        var.value = keep * var.value + (1 - keep) * group_var.mean(axis=0)
+    else:
+      group_mean, group_var = mean.value[None], var.value[None]
+    factor = scale.astype(jnp.float32) * jax.lax.rsqrt(group_var + self.epsilon)
+    offset = bias.astype(jnp.float32) - group_mean * factor
+    groups = group_mean.shape[0]
+    per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
+    return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+  def _statistics(self, x):
+    if x.shape[0] % self.num_groups:
+      raise ValueError(
+        f'BatchNorm: a batch of {x.shape[0]} does not divide into '
+        f'num_groups={self.num_groups}.'
+      )
+    x = x.astype(jnp.float32).reshape(self.num_groups, -1, x.shape[-1])
+    # E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
+    mean, square = x.mean(axis=1), jnp.square(x).mean(axis=1)
+    return mean, jnp.maximum(square - jnp.square(mean), 0)

@@ -1,0 +1,86 @@
+"""Attention over the window around each pixel: the attention of the ResNets."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from acmix_jax import ops
+from acmix_jax.nn import attention, common
+
+
+class LocalAttention(attention.Attention):
+  """Stand-alone self-attention with a learned linear position term.
+
+  Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py (`conv1`, `conv2`, `conv3`
+  are query, key, value; `conv_p` is position), the attention path of ACmix;
+  without the convolution path it is the paper's self-attention ResNet.
+  The bias of `position` cancels in the softmax; it is kept so that parameter
+  counts and converted weights equal the source's.
+
+  Attributes:
+    features: output channels, a multiple of num_heads.
+    num_heads: heads; head_dim = features // num_heads.
+    kernel_size: odd side of the window.
+    strides: pixels between queries; stage I runs on all pixels.
+    dilation: pixels between neighbouring keys.
+    implementation: of `ops.local_attention`.
+    kernel_init: of the four projections. Default: PyTorch's.
+    dtype: of the computation; default that of the input and parameters.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  num_heads: int = 4
+  kernel_size: int = 7
+  strides: int = 1
+  dilation: int = 1
+  implementation: str = 'tiles'
+  kernel_init: nn.initializers.Initializer = common.TORCH_KERNEL
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    common.check_heads('LocalAttention', self.features, self.num_heads)
+    self.query = self._projection(self.features)
+    self.key = self._projection(self.features)
+    self.value = self._projection(self.features)
+    self.position = self._projection(self.features // self.num_heads)
+
+  def project(self, x: jax.Array) -> attention.Projections:
+    """Queries, keys and values [b, h, w, n, d] of x [b, h, w, c]."""
+    common.check_map('LocalAttention', x)
+    heads = (*x.shape[:3], self.num_heads, -1)
+    return attention.Projections(
+      q=self.query(x).reshape(heads),
+      k=self.key(x).reshape(heads),
+      v=self.value(x).reshape(heads),
+    )
+
+  def aggregate(self, projections: attention.Projections) -> jax.Array:
+    """Attention over the window: [b, ceil(h/s), ceil(w/s), features]."""
+    _, h, w, _, _ = projections.q.shape
+    out = ops.local_attention(
+      projections.q,
+      projections.k,
+      projections.v,
+      self.position(_coordinates(h, w)),
+      kernel_size=self.kernel_size,
+      strides=self.strides,
+      dilation=self.dilation,
+      implementation=self.implementation,
+    )
+    return out.reshape(*out.shape[:3], self.features)
+
+  def _projection(self, features):
+    return common.Dense(
+      features,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+
+
+def _coordinates(height: int, width: int) -> jax.Array:
+  """Pixel coordinates [h, w, 2], x then y, each from -1 to 1."""
+  x, y = jnp.meshgrid(jnp.linspace(-1, 1, width), jnp.linspace(-1, 1, height))
+  return jnp.stack([x, y], axis=-1)

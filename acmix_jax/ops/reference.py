@@ -1,0 +1,92 @@
+"""The paper's equations, slow and obvious: what every fast form must equal.
+
+Loops run over the positions of the window, as the equations are written. Use
+it to read and to test, not to train.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from acmix_jax.ops import windows
+
+
+def local_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  position: jax.Array | None = None,
+  *,
+  kernel_size: int = 7,
+  strides: int = 1,
+  dilation: int = 1,
+) -> jax.Array:
+  """Softmax attention of each pixel over the window around it (eq. 1, 2).
+
+  Args:
+    q: queries [b, h, w, n, d]; every `strides`-th pixel is used.
+    k: keys [b, h, w, n, d].
+    v: values [b, h, w, n, d].
+    position: encoding of each pixel [h, w, d], shared by images and heads.
+    kernel_size: odd side of the window.
+    strides: pixels between queries.
+    dilation: pixels between neighbouring keys of a window.
+
+  Returns:
+    [b, ceil(h / strides), ceil(w / strides), n, d].
+  """
+  h, w, d = q.shape[1], q.shape[2], q.shape[4]
+  if position is None:
+    position = jnp.zeros((h, w, d), q.dtype)
+  pad = windows.padding(kernel_size, dilation)
+  row_of, column_of = windows.reflected(h, pad), windows.reflected(w, pad)
+  logits, values = [], []
+  query = q[:, ::strides, ::strides] * d**-0.5
+  query_position = position[::strides, ::strides, None]
+  for i in range(0, dilation * kernel_size, dilation):
+    for j in range(0, dilation * kernel_size, dilation):
+      rows = row_of[i : i + h : strides, None]
+      columns = column_of[None, j : j + w : strides]
+      relative = query_position - position[rows, columns, None]
+      logits.append(jnp.sum(query * (k[:, rows, columns] + relative), axis=-1))
+      values.append(v[:, rows, columns])
+  weights = jax.nn.softmax(jnp.stack(logits, axis=-1), axis=-1)
+  return jnp.einsum('bhwnt,tbhwnd->bhwnd', weights, jnp.stack(values))
+
+
+def shift_convolution(
+  maps: jax.Array,
+  mixing: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  strides: int = 1,
+  dilation: int = 1,
+) -> jax.Array:
+  """Mixes m maps into t and sums them, each shifted by a small kernel.
+
+  Args:
+    maps: [b, h, w, m, d].
+    mixing: fully connected weights [m, t], shared by the d channels.
+    kernel: [kh, kw, t, d * n]; output channel c belongs to channel c // n.
+    bias: [t] added to the mixed maps, before zero padding.
+    strides: pixels between outputs.
+    dilation: pixels between neighbouring taps.
+
+  Returns:
+    [b, ceil(h / strides), ceil(w / strides), d * n].
+  """
+  b, h, w, _, d = maps.shape
+  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
+  if bias is not None:
+    mixed = mixed + bias[:, None]
+  pad_h = windows.padding(kernel.shape[0], dilation)
+  pad_w = windows.padding(kernel.shape[1], dilation)
+  mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))
+  total = 0.0
+  for i in range(kernel.shape[0]):
+    for j in range(kernel.shape[1]):
+      y, x = i * dilation, j * dilation
+      shifted = mixed[:, y : y + h : strides, x : x + w : strides]
+      tap = kernel[i, j].reshape(-1, d, kernel.shape[-1] // d)
+      total += jnp.einsum('bhwtd,tdn->bhwdn', shifted, tap)
+  return total.reshape(*total.shape[:3], -1)

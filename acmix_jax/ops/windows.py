@@ -1,0 +1,57 @@
+"""Geometry of odd square windows: padding, sizes, and the checks of both."""
+
+import numpy as np
+
+
+def padding(kernel_size: int, dilation: int = 1) -> int:
+  """Pixels a window reaches beyond its centre."""
+  return dilation * (kernel_size - 1) // 2
+
+
+def output_size(size: int, strides: int) -> int:
+  """Windows along a side of `size` pixels: ceil(size / strides)."""
+  return -(-size // strides)
+
+
+def check_window(name: str, kernel_size: int, strides: int, dilation: int):
+  """Raises ValueError unless the three numbers describe a centred window."""
+  if kernel_size < 1 or kernel_size % 2 == 0:
+    nearest = max(1, kernel_size + 1)
+    raise ValueError(
+      f'{name}: kernel size {kernel_size} has no centre; odd sizes from 1 up '
+      f'are allowed; nearest that works: {nearest}.'
+    )
+  for field, value in (('strides', strides), ('dilation', dilation)):
+    if value < 1:
+      raise ValueError(
+        f'{name}: {field}={value}; integers from 1 up are allowed; nearest '
+        'that works: 1.'
+      )
+
+
+def check_reflection(
+  name: str, height: int, width: int, kernel_size: int, dilation: int
+):
+  """Raises ValueError if a map is too small to be padded by reflection."""
+  pad = padding(kernel_size, dilation)
+  if min(height, width) <= pad:
+    raise ValueError(
+      f'{name}: a {height}x{width} map cannot be reflected by {pad} pixels '
+      f'(kernel size {kernel_size}, dilation {dilation}); the smallest side '
+      f'that works is {pad + 1}. Use larger images or a smaller kernel.'
+    )
+
+
+def reflected(size: int, pad: int) -> np.ndarray:
+  """Pixel of each position of a line of `size` pixels padded by reflection.
+
+  The edge is not repeated: `reflected(4, 2)` is 2 1 0 1 2 3 2 1.
+
+  Args:
+    size: pixels of the line, > pad.
+    pad: pixels added at each end.
+
+  Returns:
+    int array [size + 2 * pad] of values in 0..size-1.
+  """
+  return np.pad(np.arange(size), pad, mode='reflect')
