@@ -1,0 +1,298 @@
+"""Batches for training and evaluation, read, decoded and transformed ahead.
+
+The stream of training batches is a function of the seed and of nothing else:
+not of threads, worker processes or the number of processes that share a batch.
+Hence the step is all that a checkpoint must know to continue it.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from acmix_jax.data import decode, sources, transforms
+
+Batch = dict[str, np.ndarray]
+
+_NAMES_IN_ERROR = 20
+
+
+class TooManyDamagedError(RuntimeError):
+  """More files are damaged than `max_damaged` allows."""
+
+  def __init__(self, damaged: Sequence[str], max_damaged: int):
+    super().__init__(damaged, max_damaged)
+    self.damaged = damaged
+    self.max_damaged = max_damaged
+
+  def __str__(self) -> str:
+    shown = '\n  '.join(self.damaged[:_NAMES_IN_ERROR])
+    more = len(self.damaged) - _NAMES_IN_ERROR
+    return (
+      f'{len(self.damaged)} images cannot be read, more than '
+      f'max_damaged={self.max_damaged} (data.max_damaged) allows:\n  {shown}'
+      + (f'\n  and {more} more' if more > 0 else '')
+    )
+
+
+class Batches:
+  """Iterator over batches; call `close()` to stop its threads and processes.
+
+  A batch holds the example's keys stacked, among them `image` (uint8
+  [b, h, w, 3]), `label` (int32 [b]) and `mask` (bool [b]).
+
+  Raises (from next()):
+    TooManyDamagedError: see `train_batches`.
+  """
+
+  def __init__(self, dataset: grain.IterDataset, max_damaged: int):
+    self._iterator = iter(dataset)
+    self._max_damaged = max_damaged
+    self._damaged: dict[int, str] = {}  # By the index in the source.
+
+  @property
+  def damaged(self) -> int:
+    """Number of different images that could not be read so far."""
+    return len(self._damaged)
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    batch = next(self._iterator)
+    for index, message in batch.pop('damaged'):
+      if index not in self._damaged:
+        logging.warning('Damaged image, left out: %s', message)
+        self._damaged[index] = message
+    if self.damaged > self._max_damaged:
+      self.close()
+      raise TooManyDamagedError(list(self._damaged.values()), self._max_damaged)
+    return batch
+
+  def close(self) -> None:
+    """Stops reading ahead. The iterator is of no use afterwards."""
+    self._iterator.close()
+
+
+def train_batches(
+  source: sources.Source,
+  transform: transforms.Transform,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 4,
+  workers: int = 0,
+  max_damaged: int = 100,
+) -> Batches:
+  """Endless batches of shuffled, randomly transformed images.
+
+  The images are shuffled anew for each epoch; a batch may span the end of one.
+  The mask is always True: a damaged image is replaced by the next one of the
+  source that is not.
+
+  Args:
+    source: images to draw from.
+    transform: called with each decoded example and a generator of its own.
+    batch_size: images in a batch over all processes together.
+    seed: of the order and of the transforms.
+    start_step: number of batches to skip, at no cost.
+    process_index: this process receives the images `process_index ::
+      process_count` of each batch.
+    process_count: number of processes that share a batch.
+    threads: batches that are made at the same time, in each worker.
+    workers: processes that make batches; 0: this one does. Threads alone
+      suffice up to about eight cores, and start faster.
+    max_damaged: different damaged files that this process puts up with.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  _check_arguments(source, batch_size, process_index, process_count)
+  if start_step < 0:
+    raise ValueError(f'start_step={start_step} is negative.')
+  load = _LoadOrReplace(source, transform, max_damaged)
+  indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  batches = indices.random_map(load, seed=seed)[
+    process_index::process_count
+  ].batch(batch_size // process_count, batch_fn=_stack)[start_step:]
+  return Batches(_prefetch(batches, threads, workers), max_damaged)
+
+
+def eval_batches(
+  source: sources.Source,
+  transform: transforms.Transform,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  threads: int = 4,
+  workers: int = 0,
+  max_damaged: int = 100,
+) -> Batches:
+  """Every image once, in order, in batches of one size.
+
+  All processes receive the same number of batches. Blank images fill the last
+  ones and stand in for damaged images; their mask is False. So every readable
+  image counts exactly once on any number of processes.
+
+  Args and Raises: as for `train_batches`.
+  """
+  _check_arguments(source, batch_size, process_index, process_count)
+  load = _LoadOrMask(source, transform)
+  padded_length = -(-len(source) // batch_size) * batch_size
+  indices = grain.MapDataset.range(padded_length)
+  batches = indices.random_map(load, seed=0)[
+    process_index::process_count
+  ].batch(batch_size // process_count, batch_fn=_stack)
+  return Batches(_prefetch(batches, threads, workers), max_damaged)
+
+
+def _check_arguments(
+  source: sources.Source,
+  batch_size: int,
+  process_index: int,
+  process_count: int,
+) -> None:
+  if not len(source):
+    raise ValueError('The source holds no images.')
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f'process_index={process_index} is not below '
+      f'process_count={process_count}.'
+    )
+  if batch_size < 1 or batch_size % process_count:
+    nearest = max(1, round(batch_size / process_count)) * process_count
+    raise ValueError(
+      f'batch_size={batch_size} cannot be shared by {process_count} '
+      f'processes; nearest that can: {nearest}.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadOrReplace:
+  """Loads an example, or the next one of the source that can be read."""
+
+  source: sources.Source
+  transform: transforms.Transform
+  max_damaged: int
+
+  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    damaged = {}
+    for offset in range(len(self.source)):
+      candidate = (index + offset) % len(self.source)
+      try:
+        example = _read(self.source, candidate)
+        return _finish(self.transform(example, rng), True, damaged)
+      except decode.DecodeError as error:
+        damaged[candidate] = str(error)
+        if len(damaged) > self.max_damaged:
+          break
+    raise TooManyDamagedError(list(damaged.values()), self.max_damaged)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadOrMask:
+  """Loads an example, or a blank one past the end or where it is damaged."""
+
+  source: sources.Source
+  transform: transforms.Transform
+
+  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    damaged = {}
+    if index < len(self.source):
+      try:
+        example = _read(self.source, index)
+        return _finish(self.transform(example, rng), True, damaged)
+      except decode.DecodeError as error:
+        damaged[index] = str(error)
+    blank = {'image': np.zeros((1, 1, 3), np.uint8), 'label': 0}
+    return _finish(self.transform(blank, rng), False, damaged)
+
+
+def _read(source: sources.Source, index: int) -> transforms.Example:
+  """Reads and decodes one example, without its name.
+
+  Raises:
+    DecodeError: it cannot be read or decoded; the message begins with its name.
+  """
+  try:
+    example = dict(source[index])
+  except OSError as error:
+    raise decode.DecodeError(str(error)) from error
+  name = example.pop('name')
+  if isinstance(example['image'], bytes):
+    try:
+      example['image'] = decode.decode(example['image'])
+    except decode.DecodeError as error:
+      raise decode.DecodeError(f'{name}: {error}') from error
+  return example
+
+
+def _finish(
+  example: transforms.Example, mask: bool, damaged: dict[int, str]
+) -> dict[str, Any]:
+  return {
+    **example,
+    'label': np.int32(example['label']),
+    'mask': np.bool_(mask),
+    'damaged': damaged,
+  }
+
+
+def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  damaged = [
+    item for example in examples for item in example.pop('damaged').items()
+  ]
+  batch = {
+    key: np.stack([example[key] for example in examples]) for key in examples[0]
+  }
+  return {**batch, 'damaged': damaged}
+
+
+def _prefetch(
+  batches: grain.MapDataset, threads: int, workers: int
+) -> grain.IterDataset:
+  # One batch more than are being made is enough to never wait for a slow one.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=threads + 1 if threads else 0
+  )
+  dataset = batches.to_iter_dataset(options)
+  if not workers:
+    return dataset
+  if not flags.FLAGS.is_parsed():
+    # Grain reads flags of its own, also in programs that parse none.
+    flags.FLAGS.mark_as_parsed()
+  return dataset.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers),
+    worker_init_fn=_bind_to_parent,
+  )
+
+
+def _bind_to_parent(worker_index: int, worker_count: int) -> None:
+  """Makes a worker outlive signals to the group, but not the main process.
+
+  A signal to the whole group (Ctrl-C, a scheduler) must leave the workers to
+  the main process, which may save first. When that dies by whatever cause, the
+  kernel closes its end of the pipe that `join` waits on. (PR_SET_PDEATHSIG
+  would not do: it fires when the thread that started the worker ends.)
+  """
+  del worker_index, worker_count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def exit_after_parent():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=exit_after_parent, daemon=True).start()

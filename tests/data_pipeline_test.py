@@ -1,0 +1,323 @@
+"""Batches: their order, shares, resumption, and damaged files."""
+
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import psutil
+import pytest
+
+from acmix_jax.data import decode, pipeline, sources, transforms
+from tests import fake_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Images of one pixel, which is their index; some cannot be read."""
+
+  length: int
+  damaged: tuple[int, ...] = ()
+  class_names = ('0', '1', '2')
+  num_classes = 3
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    if index in self.damaged:
+      return {'image': b'damaged', 'label': 0, 'name': f'number{index}'}
+    image = np.full((1, 1, 3), index, np.uint8)
+    return {'image': image, 'label': index % 3, 'name': f'number{index}'}
+
+
+def add_noise(example, rng):
+  """Puts a random number into the last channel."""
+  image = example['image'].copy()
+  image[..., 2] = rng.integers(256)
+  return {**example, 'image': image}
+
+
+def keep(example, rng):
+  del rng
+  return example
+
+
+def take(batches, count):
+  taken = [next(batches) for _ in range(count)]
+  batches.close()
+  return taken
+
+
+def train(source, count, *, batch_size=8, seed=5, **kwargs):
+  batches = pipeline.train_batches(
+    source, add_noise, batch_size=batch_size, seed=seed, **kwargs
+  )
+  return take(batches, count)
+
+
+def indices(batches):
+  return np.concatenate([batch['image'][:, 0, 0, 0] for batch in batches])
+
+
+def assert_same(batches, expected):
+  assert len(batches) == len(expected)
+  for batch, other in zip(batches, expected, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batches_have_the_types_promised():
+  (batch,) = train(Numbers(20), 1)
+  assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
+    'image': (np.dtype('uint8'), (8, 1, 1, 3)),
+    'label': (np.dtype('int32'), (8,)),
+    'mask': (np.dtype('bool'), (8,)),
+  }
+  assert batch['mask'].all()
+  np.testing.assert_array_equal(batch['label'], indices([batch]) % 3)
+
+
+def test_each_epoch_is_a_new_order_with_new_noise():
+  stream = train(Numbers(20), 5)
+  epochs = indices(stream).reshape(2, 20)
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
+  noise = np.concatenate([batch['image'][:, 0, 0, 2] for batch in stream])
+  noise = noise.reshape(2, 20)
+  assert (epochs[0] != epochs[1]).sum() > 10
+  by_image = [n[np.argsort(e)] for n, e in zip(noise, epochs, strict=True)]
+  assert (by_image[0] != by_image[1]).sum() > 10
+  other_seed = indices(train(Numbers(20), 5, seed=6))
+  assert (other_seed != epochs.ravel()).sum() > 20
+
+
+@pytest.mark.parametrize('start_step', [1, 2, 3, 7])
+def test_resume_continues_the_stream(start_step):
+  # An epoch is 2.5 batches, so that steps 2 and 7 span its end.
+  straight = train(Numbers(20), 10)
+  resumed = train(Numbers(20), 10 - start_step, start_step=start_step)
+  assert_same(resumed, straight[start_step:])
+
+
+@pytest.mark.parametrize('threads', [0, 1, 3])
+def test_threads_do_not_change_the_stream(threads):
+  assert_same(train(Numbers(20), 6, threads=threads), train(Numbers(20), 6))
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_share_the_same_global_batches(process_count):
+  expected = train(Numbers(21), 6)
+  shares = [
+    train(Numbers(21), 6, process_index=index, process_count=process_count)
+    for index in range(process_count)
+  ]
+  for step, batch in enumerate(expected):
+    for key, values in batch.items():
+      for index in range(process_count):
+        np.testing.assert_array_equal(
+          shares[index][step][key], values[index::process_count]
+        )
+
+
+def evaluate(source, **kwargs):
+  batches = pipeline.eval_batches(source, keep, **kwargs)
+  result = list(batches)
+  damaged = batches.damaged
+  batches.close()
+  return result, damaged
+
+
+@pytest.mark.parametrize('length', [1, 7, 8, 9, 23, 24])
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_evaluation_counts_every_image_once(length, process_count):
+  seen, sizes = [], set()
+  for index in range(process_count):
+    batches, _ = evaluate(
+      Numbers(length),
+      batch_size=8,
+      process_index=index,
+      process_count=process_count,
+    )
+    sizes.add(tuple(len(batch['mask']) for batch in batches))
+    for batch in batches:
+      seen.extend(batch['image'][batch['mask'], 0, 0, 0])
+      labels = batch['label'][batch['mask']]
+      np.testing.assert_array_equal(
+        labels, batch['image'][batch['mask'], 0, 0, 0] % 3
+      )
+  assert sizes == {(8 // process_count,) * -(-length // 8)}
+  np.testing.assert_array_equal(sorted(seen), np.arange(length))
+
+
+def test_damaged_image_is_replaced_by_the_next_in_training():
+  source = Numbers(20, damaged=(4, 5, 19))
+  replaced = indices(train(source, 5, max_damaged=3))
+  expected = indices(train(Numbers(20), 5))
+  for index, other in ((4, 6), (5, 6), (19, 0)):
+    expected[expected == index] = other
+  np.testing.assert_array_equal(replaced, expected)
+
+
+def test_damaged_images_are_logged_and_counted_once(caplog):
+  batches = pipeline.train_batches(
+    Numbers(8, damaged=(3, 6)), keep, batch_size=8, seed=0
+  )
+  assert batches.damaged == 0
+  for _ in range(3):
+    next(batches)
+  batches.close()
+  assert batches.damaged == 2
+  logged = [record.getMessage() for record in caplog.records]
+  assert len(logged) == 2
+  assert {message.split(': ')[1] for message in logged} == {
+    'number3',
+    'number6',
+  }
+
+
+def test_damaged_image_is_masked_in_evaluation():
+  batches, damaged = evaluate(Numbers(10, damaged=(2,)), batch_size=4)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  np.testing.assert_array_equal(mask, [i < 10 and i != 2 for i in range(12)])
+  assert damaged == 1
+
+
+def test_too_many_damaged_images_stop_the_run():
+  batches = pipeline.train_batches(
+    Numbers(16, damaged=(1, 7, 12)),
+    keep,
+    batch_size=16,
+    seed=0,
+    max_damaged=2,
+  )
+  with pytest.raises(
+    pipeline.TooManyDamagedError, match='3 images .* max_damaged=2'
+  ) as error:
+    next(batches)
+  for name in ('number1:', 'number7:', 'number12:'):
+    assert name in str(error.value)
+
+
+def test_nothing_but_damaged_images_is_an_error():
+  source = Numbers(3, damaged=(0, 1, 2))
+  with pytest.raises(pipeline.TooManyDamagedError, match='number0'):
+    train(source, 1, max_damaged=100)
+  with pytest.raises(pipeline.TooManyDamagedError, match='max_damaged=1'):
+    evaluate(source, batch_size=4, max_damaged=1)
+
+
+def test_error_comes_from_workers_and_lists_at_most_twenty_files():
+  error = pipeline.TooManyDamagedError([f'f{i}' for i in range(25)], 24)
+  message = str(pickle.loads(pickle.dumps(error)))
+  assert 'f19' in message and 'f20' not in message
+  assert 'and 5 more' in message
+
+
+def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
+  fake_data.write_class_folders(tmp_path)
+  source = sources.Folder(str(tmp_path), 'val')
+  truncated = tmp_path / 'val' / 'bee' / '001.jpg'
+  truncated.write_bytes(truncated.read_bytes()[:-200])
+  missing = tmp_path / 'val' / 'cat' / '002.jpg'
+  missing.unlink()
+  resize = transforms.Compose(
+    (transforms.ResizeShort(20), transforms.CenterCrop(16))
+  )
+  batches = pipeline.eval_batches(source, resize, batch_size=6, max_damaged=1)
+  first = next(batches)
+  np.testing.assert_array_equal(first['mask'], [1, 1, 1, 1, 1, 0])
+  with open(source[0]['name'], 'rb') as file:
+    example = {'image': decode.decode(file.read())}
+  np.testing.assert_array_equal(
+    first['image'][0], resize(example, np.random.default_rng())['image']
+  )
+  with pytest.raises(pipeline.TooManyDamagedError) as error:
+    next(batches)
+  assert str(truncated) in str(error.value)
+  assert str(missing) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({'batch_size': 9, 'process_count': 2}, 'nearest that can: 8'),
+    ({'batch_size': 0}, 'batch_size=0'),
+    ({'batch_size': 8, 'process_index': 1}, 'process_index=1'),
+    ({'batch_size': 8, 'start_step': -1}, 'start_step=-1'),
+  ],
+)
+def test_bad_arguments_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    pipeline.train_batches(Numbers(20), keep, seed=0, **arguments)
+
+
+def test_empty_source_is_an_error():
+  with pytest.raises(ValueError, match='no images'):
+    evaluate(Numbers(0), batch_size=8)
+
+
+def test_workers_give_the_same_stream_and_end_with_close():
+  expected = train(Numbers(20, damaged=(4,)), 5)
+  children = set(psutil.Process().children(recursive=True))
+  batches = pipeline.train_batches(
+    Numbers(20, damaged=(4,)), add_noise, batch_size=8, seed=5, workers=2
+  )
+  result = [next(batches) for _ in range(5)]
+  processes = set(psutil.Process().children(recursive=True)) - children
+  batches.close()
+  assert batches.damaged == 1
+  assert_same(result, expected)
+  workers = [p for p in processes if 'resource_tracker' not in cmdline(p)]
+  _, alive = psutil.wait_procs(workers, timeout=5)
+  assert len(workers) == 2 and not alive
+
+
+def cmdline(process):
+  try:
+    return ' '.join(process.cmdline())
+  except psutil.NoSuchProcess:
+    return ''
+
+
+MAIN = """
+    import sys
+    from acmix_jax.data import pipeline, sources, transforms
+
+    if __name__ == '__main__':
+      batches = pipeline.train_batches(
+        sources.Folder(sys.argv[1], 'train'),
+        transforms.RandomFlip(),
+        batch_size=8,
+        seed=0,
+        workers=2,
+      )
+      for _ in batches:
+        print('ready', flush=True)
+"""
+
+
+def test_no_worker_outlives_the_main_process(tmp_path):
+  data = fake_data.write_class_folders(tmp_path / 'data')
+  script = tmp_path / 'main.py'
+  script.write_text(textwrap.dedent(MAIN))
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  with subprocess.Popen(
+    [sys.executable, str(script), str(data)],
+    env=os.environ | {'PYTHONPATH': root},
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as main:
+    assert main.stdout.readline() == 'ready\n'
+    processes = psutil.Process(main.pid).children(recursive=True)
+    assert len(processes) >= 2
+    main.terminate()
+    main.wait(timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    for process in alive:
+      process.kill()
+  assert not alive
