@@ -124,6 +124,14 @@ def test_processes_share_the_same_global_batches(process_count):
         )
 
 
+def test_closed_batches_are_at_their_end():
+  batches = pipeline.train_batches(Numbers(20), keep, batch_size=8, seed=0)
+  next(batches)
+  batches.close()
+  batches.close()
+  assert list(batches) == []
+
+
 def evaluate(source, **kwargs):
   batches = pipeline.eval_batches(source, keep, **kwargs)
   result = list(batches)

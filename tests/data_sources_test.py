@@ -1,6 +1,8 @@
 """Sources: what they hold, how they split it, what they answer to mistakes."""
 
+import collections
 import pickle
+import shutil
 
 import ml_collections
 import numpy as np
@@ -170,7 +172,7 @@ def test_imagenet_validation_has_the_official_labels(prepared):
 def test_imagenet_lists_are_complete():
   names, truth = imagenet.class_names(), imagenet.validation_labels()
   assert names == sorted(set(names)) and len(names) == 1000
-  assert {truth.count(name) for name in names} == {50}
+  assert collections.Counter(truth) == dict.fromkeys(names, 50)
 
 
 def test_imagenet_takes_parts_of_a_split(prepared):
@@ -184,6 +186,34 @@ def test_imagenet_mistakes_are_named(tmp_path):
     make('imagenet2012')
   with pytest.raises(FileNotFoundError, match=f'{tmp_path} holds no data set'):
     make('imagenet2012', tmp_path)
+
+
+def test_imagenet_without_random_access_is_refused(prepared, tmp_path):
+  version = shutil.copytree(prepared / 'imagenet2012' / '1.0.0', tmp_path / 'v')
+  description = version / 'dataset_info.json'
+  text = description.read_text()
+  assert 'array_record' in text
+  description.write_text(text.replace('array_record', 'tfrecord'))
+  with pytest.raises(ValueError, match='stored as tfrecord.*convert_format'):
+    make('imagenet2012', version)
+
+
+def test_damaged_record_is_named(prepared, tmp_path):
+  version = shutil.copytree(prepared / 'imagenet2012' / '1.0.0', tmp_path / 'v')
+  (records,) = version.glob('*-train.array_record*')
+  content = bytearray(records.read_bytes())
+  inside = content.index(b'JFIF') + 300
+  content[inside : inside + 64] = bytes(64)
+  records.write_bytes(content)
+  source = make('imagenet2012', version)
+  errors = []
+  for i in range(len(source)):
+    try:
+      source[i]
+    except decode.DecodeError as error:
+      errors.append(str(error))
+  assert len(errors) == 1
+  assert errors[0].startswith('record ') and str(version) in errors[0]
 
 
 def test_resized_copy_is_made_beside_the_other(tars, prepared, tmp_path):
@@ -221,6 +251,13 @@ def test_prepare_refuses_unknown_classes(tmp_path, capsys):
   fake_data.write_imagenet_tars(tmp_path, classes=('n00000000',))
   assert run_prepare(tmp_path, tmp_path / 'out') == 2
   assert 'n00000000.tar' in capsys.readouterr().err
+
+
+def test_prepare_names_an_archive_that_is_cut_short(tmp_path, capsys):
+  path = fake_data.write_imagenet_tars(tmp_path) / imagenet.TRAIN_ARCHIVE
+  path.write_bytes(path.read_bytes()[:9000])
+  assert run_prepare(tmp_path, tmp_path / 'out') == 2
+  assert f'{path} is damaged or cut short' in capsys.readouterr().err
 
 
 def test_sources_can_be_pickled(prepared, tmp_path):

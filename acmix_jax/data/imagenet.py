@@ -107,21 +107,23 @@ class Imagenet2012(
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager
+    readers = {'train': _train_files, 'validation': _validation_files}
     return {
-      'train': self._examples(_train_files(self._archives['train'])),
-      'validation': self._examples(
-        _validation_files(self._archives['validation'])
-      ),
+      split: self._examples(path, readers[split](path))
+      for split, path in self._archives.items()
     }
 
   def _generate_examples(self):
     raise NotImplementedError('Examples come from `_split_generators`.')
 
   def _examples(
-    self, files: Iterable[tuple[str, str, bytes]]
+    self, path: str, files: Iterable[tuple[str, str, bytes]]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, label, image in self._resized(files):
-      yield name, {'image': image, 'label': label, 'file_name': name}
+    try:
+      for name, label, image in self._resized(files):
+        yield name, {'image': image, 'label': label, 'file_name': name}
+    except tarfile.TarError as error:
+      raise ValueError(f'{path} is damaged or cut short: {error}') from error
 
   def _resized(
     self, files: Iterable[tuple[str, str, bytes]]

@@ -77,8 +77,11 @@ class Batches:
     return batch
 
   def close(self) -> None:
-    """Stops reading ahead. The iterator is of no use afterwards."""
-    self._iterator.close()
+    """Stops reading ahead; the iterator is at its end afterwards."""
+    if hasattr(self._iterator, 'close'):
+      self._iterator.close()
+    # Grain's iterator must not live until the interpreter is torn down.
+    self._iterator = iter(())
 
 
 def train_batches(
