@@ -125,10 +125,10 @@ def train_batches(
     raise ValueError(f'start_step={start_step} is negative.')
   load = _LoadOrReplace(source, transform, max_damaged)
   indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  batches = indices.random_map(load, seed=seed)[
-    process_index::process_count
-  ].batch(batch_size // process_count, batch_fn=_stack)[start_step:]
-  return Batches(_prefetch(batches, threads, workers), max_damaged)
+  examples = indices.random_map(load, seed=seed)
+  share = examples[process_index::process_count]
+  batches = share.batch(batch_size // process_count, batch_fn=_stack)
+  return Batches(_prefetch(batches[start_step:], threads, workers), max_damaged)
 
 
 def eval_batches(
@@ -153,10 +153,9 @@ def eval_batches(
   _check_arguments(source, batch_size, process_index, process_count)
   load = _LoadOrMask(source, transform)
   padded_length = -(-len(source) // batch_size) * batch_size
-  indices = grain.MapDataset.range(padded_length)
-  batches = indices.random_map(load, seed=0)[
-    process_index::process_count
-  ].batch(batch_size // process_count, batch_fn=_stack)
+  examples = grain.MapDataset.range(padded_length).random_map(load, seed=0)
+  share = examples[process_index::process_count]
+  batches = share.batch(batch_size // process_count, batch_fn=_stack)
   return Batches(_prefetch(batches, threads, workers), max_damaged)
 
 
