@@ -3,14 +3,20 @@
 import os
 import pathlib
 
-# Set before the first import of jax; an already set flag is left alone so that
+# Set before the first import of jax. A flag already set is left alone, so that
 # every pytest-xdist worker computes the same compilation-cache key.
+_FLAGS = {
+  '--xla_force_host_platform_device_count': '8',
+  # Most of the time goes into compilation, little into running.
+  '--xla_backend_optimization_level': '0',
+  '--xla_llvm_disable_expensive_passes': 'true',
+}
+for _flag, _value in _FLAGS.items():
+  if _flag not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = (
+      f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}'
+    )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-  )
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',
   str(pathlib.Path(__file__).parents[1] / '.jax_cache'),

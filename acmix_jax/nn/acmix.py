@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax import ops
 from acmix_jax.nn import attention, common, local_attention
+from acmix_jax.ops import shift_convolution, windows
 
 
 class Mix(nn.Module):
@@ -22,6 +22,11 @@ class Mix(nn.Module):
   that starts as shifts. Output channel c of the convolution is output c % n of
   group c // n, while heads are contiguous in the attention: the two are added
   as they are, as in the source.
+
+  Where keys and values are on a coarser grid than the queries (PVT), their maps
+  are brought to the grid of the queries by repetition. Pixels that are not
+  `valid` (Swin's padding) are zeros after the mixing, as beyond the border.
+  Neither case is in the source.
 
   Source: LeapLabTHU/ACmix, both `ACmix` modules (`fc` is mixing, `dep_conv` is
   shifts, `rate1` alpha, `rate2` beta). Differs: the start value of the shifts
@@ -51,34 +56,60 @@ class Mix(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *context: Any) -> jax.Array:
-    """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), n * d]."""
-    ops.windows.check_window(
-      'ACmix', self.kernel_size, self.strides, self.dilation
-    )
+    """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), n * d].
+
+    Or, where the attention is one of sequences, [b, t + h * w, c] to
+    [b, t + h * w, n * d]: the t tokens skip the convolution path.
+    """
+    windows.check_window('ACmix', self.kernel_size, self.strides, self.dilation)
     half = nn.initializers.constant(0.5)
     alpha = self.param('alpha', half, (), self.param_dtype)
     beta = self.param('beta', half, (), self.param_dtype)
     projections = self.attention.project(x, *context)
     attended = self.attention.aggregate(projections)
     convolved = self._convolve(projections)
+    if attended.ndim == 3:
+      convolved = convolved.reshape(len(convolved), -1, convolved.shape[-1])
+      tokens = attended.shape[1] - convolved.shape[1]
+      convolved = jnp.pad(convolved, ((0, 0), (tokens, 0), (0, 0)))
     return alpha.astype(attended.dtype) * attended + (
       beta.astype(convolved.dtype) * convolved
     )
 
   def _convolve(self, projections):
-    q, k, v = projections.q, projections.k, projections.v
-    maps = jnp.concatenate([q, k, v], axis=3)
-    maps = maps.astype(self.dtype or maps.dtype)
-    taps = self.kernel_size**2
+    q, k, v, valid = (
+      projections.q,
+      projections.k,
+      projections.v,
+      projections.valid,
+    )
+    heads, taps = q.shape[3], self.kernel_size**2
+    count = heads + k.shape[3] + v.shape[3]
     mixing = self.param(
-      'mixing', self.mixing_init, (maps.shape[3], taps), self.param_dtype
+      'mixing', self.mixing_init, (count, taps), self.param_dtype
     )
     kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
     bias = None
     if self.mixing_bias:
-      bias_init = common.torch_bias(maps.shape[3])
+      bias_init = common.torch_bias(count)
       bias = self.param('mixing_bias', bias_init, (taps,), self.param_dtype)
-    return ops.shift_convolution(
+    maps = [x.astype(self.dtype or x.dtype) for x in (q, k, v)]
+    if k.shape[1:3] != q.shape[1:3]:
+      # The mixing is of one pixel, so it may come before the upsampling: the
+      # coarse maps then reach the convolution already mixed, each for one tap.
+      coarse = jnp.concatenate(maps[1:], axis=3)
+      mixed = jnp.einsum(
+        'bhwmd,mt->bhwtd', coarse, mixing[heads:].astype(coarse.dtype)
+      )
+      maps[1:] = [_upsample(mixed, *q.shape[1:3])]
+      mixing = jnp.concatenate([mixing[:heads], jnp.eye(taps)])
+    if valid is not None and bias is not None:
+      # The bias as the weight of one more map, which ends where the pixels do.
+      ones = jnp.asarray(valid, maps[0].dtype)[None, :, :, None, None]
+      maps.append(jnp.broadcast_to(ones, (*q.shape[:3], 1, q.shape[4])))
+      mixing, bias = jnp.concatenate([mixing, bias[None]]), None
+    maps = jnp.concatenate(maps, axis=3)
+    return shift_convolution.shift_convolution(
       maps,
       mixing,
       kernel,
@@ -90,8 +121,37 @@ class Mix(nn.Module):
 
   def _shifts(self, key, features):
     del key
-    kernel = ops.shift_kernel(self.kernel_size, features)
+    kernel = shift_convolution.shift_kernel(self.kernel_size, features)
     return kernel.astype(self.param_dtype)
+
+
+def with_mix(mix: str, layer: attention.Attention, **options: Any) -> nn.Module:
+  """An attention alone ('attention') or with the convolution path ('acmix').
+
+  Args:
+    mix: which of the two.
+    layer: the attention, made with `parent=None`.
+    **options: of `Mix`.
+
+  Raises:
+    ValueError: `mix` is neither.
+  """
+  common.check_choice('ACmix', 'mix', mix, ('attention', 'acmix'))
+  return layer if mix == 'attention' else Mix(layer, parent=None, **options)
+
+
+def _upsample(x: jax.Array, height: int, width: int) -> jax.Array:
+  """Repeats each coarse pixel, and the last ones up to the size asked for."""
+  for axis, size in ((1, height), (2, width)):
+    repeats = size // x.shape[axis]
+    x = jnp.expand_dims(x, axis + 1)
+    shape = (*x.shape[: axis + 1], repeats, *x.shape[axis + 2 :])
+    x = jnp.broadcast_to(x, shape)
+    x = x.reshape(*shape[:axis], -1, *shape[axis + 2 :])
+    missing = [(0, 0)] * x.ndim
+    missing[axis] = (0, size - x.shape[axis])
+    x = jnp.pad(x, missing, mode='edge')
+  return x
 
 
 class ACmix(nn.Module):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax import ops
 from acmix_jax.nn import attention, common
+from acmix_jax.ops import local_attention
 
 
 class LocalAttention(attention.Attention):
@@ -59,7 +59,7 @@ class LocalAttention(attention.Attention):
   def aggregate(self, projections: attention.Projections) -> jax.Array:
     """Attention over the window: [b, ceil(h/s), ceil(w/s), features]."""
     _, h, w, _, _ = projections.q.shape
-    out = ops.local_attention(
+    out = local_attention.local_attention(
       projections.q,
       projections.k,
       projections.v,

@@ -1,6 +1,6 @@
 """Attention of each pixel over the window around it, reflected at borders.
 
-Three exact implementations behind `local_attention`:
+Exact implementations behind `local_attention`:
   patches: copies the window of each query (k*k times the memory of k and v).
   tiles: a square of queries shares the square of keys its windows cover; two
     small matrix products and a constant mask, no copy of a window.
@@ -63,7 +63,7 @@ def local_attention(
   if position is not None:
     # q . position[query] is the same for all keys of a window, so it leaves
     # the softmax unchanged: only the key's side of the term is needed.
-    k = k - position[:, :, None].astype(k.dtype)
+    k = k - position[None, :, :, None].astype(k.dtype)
   q = q[:, ::strides, ::strides] * q.shape[-1] ** -0.5
   attend = IMPLEMENTATIONS[implementation]
   return attend(q, k, v, kernel_size, strides, dilation)
@@ -140,7 +140,7 @@ def _tiles(q, k, v, kernel_size, strides, dilation):
   )
   mask = _window_mask(kernel_size, strides, dilation)
   mask = mask[:, None, :, None] & mask[None, :, None, :]
-  logits = jnp.where(mask, logits, -jnp.inf)
+  logits = jnp.where(mask[None, None, None, None], logits, -jnp.inf)
   weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(v.dtype)
   out = jnp.einsum('byxnijuv,byuxvnd->byixjnd', weights, cover(v))
   b = out.shape[0]

@@ -41,12 +41,12 @@ def local_attention(
   row_of, column_of = windows.reflected(h, pad), windows.reflected(w, pad)
   logits, values = [], []
   query = q[:, ::strides, ::strides] * d**-0.5
-  query_position = position[::strides, ::strides, None]
+  here = position[None, ::strides, ::strides, None]
   for i in range(0, dilation * kernel_size, dilation):
     for j in range(0, dilation * kernel_size, dilation):
       rows = row_of[i : i + h : strides, None]
       columns = column_of[None, j : j + w : strides]
-      relative = query_position - position[rows, columns, None]
+      relative = here - position[None, rows, columns, None]
       logits.append(jnp.sum(query * (k[:, rows, columns] + relative), axis=-1))
       values.append(v[:, rows, columns])
   weights = jax.nn.softmax(jnp.stack(logits, axis=-1), axis=-1)
@@ -78,7 +78,7 @@ def shift_convolution(
   b, h, w, _, d = maps.shape
   mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
   if bias is not None:
-    mixed = mixed + bias[:, None]
+    mixed = mixed + bias[None, None, None, :, None]
   pad_h = windows.padding(kernel.shape[0], dilation)
   pad_w = windows.padding(kernel.shape[1], dilation)
   mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))

@@ -1,6 +1,6 @@
 """The convolution path of ACmix: mix the projections, shift them, and sum.
 
-Three exact implementations behind `shift_convolution`:
+Exact implementations behind `shift_convolution`:
   shifts: mixes the maps, then one weighted slice for each tap.
   conv: mixes the maps, then one grouped convolution.
   folded: both steps are linear, so one grouped convolution of the unmixed

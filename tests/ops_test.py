@@ -1,0 +1,189 @@
+"""Every implementation of both aggregations against the reference."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from acmix_jax.ops import local_attention, reference, shift_convolution
+
+# Rounding error of a sum grows with its terms; these are for inputs near 1.
+_TOLERANCE = {'float32': 2e-6, 'bfloat16': 3e-2, 'float16': 4e-3}
+
+
+class Case(NamedTuple):
+  """Sizes of one problem; `terms` are those of the longest sum."""
+
+  h: int
+  w: int
+  kernel: int = 7
+  heads: int = 2
+  strides: int = 1
+  dilation: int = 1
+  dtype: str = 'float32'
+  depth: int = 4
+
+  @property
+  def options(self):
+    return dict(strides=self.strides, dilation=self.dilation)
+
+
+CASES = [
+  Case(8, 8),
+  Case(4, 15, heads=1, kernel=5),
+  Case(9, 7, strides=2),
+  Case(8, 14, strides=2, kernel=3, heads=4),
+  Case(7, 8, strides=3, kernel=5),
+  Case(9, 11, dilation=2, kernel=5),
+  Case(9, 8, dilation=2, kernel=3, strides=2),
+  Case(3, 2, kernel=3, depth=8),
+  Case(2, 3, kernel=1),
+  Case(9, 8, kernel=5, dtype='bfloat16'),
+  Case(9, 8, kernel=3, dtype='float16', strides=2),
+]
+
+
+def normal(seed, shape, dtype='float32'):
+  values = np.random.default_rng(seed).standard_normal(shape)
+  return jnp.asarray(values, dtype)
+
+
+def assert_same(run, exact_run, inputs, dtype, terms):
+  """Compares outputs and the gradients of every input."""
+  out, pullback = jax.vjp(run, *inputs)
+  assert out.dtype == dtype
+  exact = [jnp.asarray(x, jnp.float32) for x in inputs]
+  want, want_pullback = jax.vjp(exact_run, *exact)
+  cotangent = normal(9, want.shape)
+  results = [out, *pullback(cotangent.astype(dtype))]
+  for got, expected in zip(
+    results, [want, *want_pullback(cotangent)], strict=True
+  ):
+    atol = _TOLERANCE[dtype] * terms**0.5 * max(1, np.abs(expected).max())
+    np.testing.assert_allclose(
+      np.asarray(got, np.float32), expected, rtol=0, atol=atol
+    )
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+@pytest.mark.parametrize('name', local_attention.IMPLEMENTATIONS)
+def test_local_attention_equals_the_reference(name, case):
+  shape = (2, case.h, case.w, case.heads, case.depth)
+  inputs = [normal(i, shape, case.dtype) for i in range(3)]
+  inputs.append(normal(3, (case.h, case.w, case.depth), case.dtype))
+  options = dict(kernel_size=case.kernel, **case.options)
+  assert_same(
+    jax.jit(
+      functools.partial(
+        local_attention.local_attention, implementation=name, **options
+      )
+    ),
+    functools.partial(reference.local_attention, **options),
+    inputs,
+    case.dtype,
+    terms=case.kernel**2 + case.depth,
+  )
+
+
+@pytest.mark.parametrize('case', CASES[1:], ids=str)
+@pytest.mark.parametrize('name', shift_convolution.IMPLEMENTATIONS)
+def test_shift_convolution_equals_the_reference(name, case):
+  taps, m = min(9, case.kernel**2), 3 * case.heads
+  inputs = [
+    normal(0, (2, case.h, case.w, m, case.depth), case.dtype),
+    normal(1, (m, taps), case.dtype),
+    normal(
+      2, (case.kernel, case.kernel, taps, case.depth * case.heads), case.dtype
+    ),
+    normal(3, (taps,), case.dtype),
+  ]
+  assert_same(
+    jax.jit(
+      functools.partial(
+        shift_convolution.shift_convolution, implementation=name, **case.options
+      )
+    ),
+    functools.partial(reference.shift_convolution, **case.options),
+    inputs,
+    case.dtype,
+    terms=taps * case.kernel**2 * m,
+  )
+
+
+def test_the_reference_is_the_equation():
+  """One pixel of eq. 1 and 2 by hand, at a corner, where windows mirror."""
+  q, k, v = (np.asarray(normal(i, (1, 5, 6, 1, 3))) for i in range(3))
+  position = np.asarray(normal(3, (5, 6, 3)))
+  out = reference.local_attention(q, k, v, position, kernel_size=3)
+  query, here = q[0, 4, 0, 0], position[4, 0]
+  neighbours = [(y, x) for y in (3, 4, 3) for x in (1, 0, 1)]
+  logits = [
+    query @ (k[0, y, x, 0] + here - position[y, x]) / np.sqrt(3)
+    for y, x in neighbours
+  ]
+  weights = np.exp(logits) / np.exp(logits).sum()
+  want = sum(
+    weight * v[0, y, x, 0]
+    for weight, (y, x) in zip(weights, neighbours, strict=True)
+  )
+  np.testing.assert_allclose(out[0, 4, 0, 0], want, rtol=1e-5)
+
+
+def test_shift_kernel_moves_each_map_to_its_own_neighbour():
+  maps = normal(0, (1, 5, 5, 9, 2))
+  out = reference.shift_convolution(
+    maps, jnp.eye(9), shift_convolution.shift_kernel(3, 2)
+  )
+  padded = np.pad(maps[0], ((1, 1), (1, 1), (0, 0), (0, 0)))
+  want = sum(
+    padded[i : i + 5, j : j + 5, 3 * i + j] for i in range(3) for j in range(3)
+  )
+  np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_large_logits_neither_overflow_nor_vanish():
+  q = jnp.full((1, 8, 8, 1, 4), 60.0, jnp.float16)
+  v = normal(0, (1, 8, 8, 1, 4), jnp.float16)
+  for name in local_attention.IMPLEMENTATIONS:
+    out = local_attention.local_attention(q, q, v, implementation=name)
+    want = reference.local_attention(
+      jnp.zeros_like(q), q, v.astype(jnp.float32)
+    )
+    np.testing.assert_allclose(out, want, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'options', 'message'),
+  [
+    ((1, 3, 9, 1, 4), {}, 'smallest side that works is 4'),
+    ((1, 6, 9, 1, 4), {'dilation': 2}, 'smallest side that works is 7'),
+    ((1, 8, 8, 1, 4), {'kernel_size': 4}, 'nearest that works: 5'),
+    ((1, 8, 8, 1, 4), {'strides': 0}, 'strides=0'),
+    ((8, 8, 1, 4), {}, r'\[b, h, w, n, d\]'),
+    ((1, 8, 8, 1, 4), {'implementation': 'tile'}, 'known: patches, tiles'),
+  ],
+)
+def test_local_attention_names_what_is_wrong(shape, options, message):
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  run = functools.partial(local_attention.local_attention, **options)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(run, x, x, x)
+
+
+@pytest.mark.parametrize(
+  ('mixing', 'kernel', 'message'),
+  [
+    ((5, 9), (3, 3, 9, 8), 'm = 6'),
+    ((6, 9), (3, 3, 8, 8), 't = 9'),
+    ((6, 9), (3, 3, 9, 6), 'd = 4'),
+    ((6, 4), (2, 2, 4, 8), 'nearest that works: 3'),
+  ],
+)
+def test_shift_convolution_names_what_is_wrong(mixing, kernel, message):
+  with pytest.raises(ValueError, match=message):
+    shift_convolution.shift_convolution(
+      jnp.zeros((1, 5, 5, 6, 4)), jnp.zeros(mixing), jnp.zeros(kernel)
+    )
