@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.models import resnet
+from acmix_jax.models import resnet, san
 
 
 def _resnets() -> dict[str, Callable[..., nn.Module]]:
@@ -24,7 +24,18 @@ def _resnets() -> dict[str, Callable[..., nn.Module]]:
   }
 
 
-_MODELS = _resnets()
+def _sans() -> dict[str, Callable[..., nn.Module]]:
+  depths = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
+  return {
+    f'san{depth}{suffix}': functools.partial(
+      san.SAN, stage_sizes=stage_sizes, mix=mix
+    )
+    for depth, stage_sizes in depths.items()
+    for mix, suffix in {'attention': '', 'acmix': '_acmix'}.items()
+  }
+
+
+_MODELS = _resnets() | _sans()
 
 
 def list_models(pattern: str = '*') -> list[str]:

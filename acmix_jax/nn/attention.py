@@ -16,12 +16,15 @@ class Projections:
     k: key maps [b, h', w', m, d], on the grid of q or a coarser one.
     v: value maps [b, h', w', n, d]; n * d is the layer's output width.
     context: what the attention's own `aggregate` needs beside them.
+    valid: bool [h, w], False where a pixel is padding, whose q, k and v must
+      be zero; None: all pixels are valid.
   """
 
   q: jax.Array
   k: jax.Array
   v: jax.Array
   context: Any = None
+  valid: Any = None
 
 
 class Attention(nn.Module):
@@ -32,6 +35,10 @@ class Attention(nn.Module):
 
     project(x, *context) -> Projections: 1x1 projections, the costly half.
     aggregate(projections) -> [b, h, w, n * d]: gathers values by similarity.
+
+  x is a map [b, h, w, c], or a sequence [b, t + h * w, c] whose first t tokens
+  have no place in the map. Their queries, keys and values go to the context,
+  not to the maps, and `aggregate` then gives a sequence, too.
   """
 
   def __call__(self, x: jax.Array, *context: Any) -> jax.Array:

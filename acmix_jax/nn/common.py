@@ -10,6 +10,10 @@ KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What PyTorch gives a linear or convolution kernel that nobody initialises.
 TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
+# What ViT, PVT and Swin give theirs. PyTorch cuts this normal distribution at
+# 2, a hundred standard deviations: it is not truncated.
+NORMAL_KERNEL = initializers.normal(0.02)
+
 
 def torch_bias(fan_in: int) -> initializers.Initializer:
   """PyTorch's bias for a layer of `fan_in` inputs: U(-1, 1) / sqrt(fan_in)."""
@@ -37,6 +41,16 @@ def check_choice(name: str, field: str, value: str, known: tuple[str, ...]):
     raise ValueError(
       f'{name}: {field}={value!r}; {", ".join(map(repr, known))} are allowed.'
     )
+
+
+def check_stages(name: str, stage_sizes: tuple[int, ...], **fields):
+  """Raises ValueError unless each field has one value a stage."""
+  for field, values in fields.items():
+    if len(values) != len(stage_sizes):
+      raise ValueError(
+        f'{name}: {field}={values} has {len(values)} values; one for each of '
+        f'the {len(stage_sizes)} stages of stage_sizes={stage_sizes} is needed.'
+      )
 
 
 def check_map(name: str, x: jax.Array):
@@ -94,39 +108,61 @@ class BatchNorm(nn.Module):
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Normalises [b, ..., c] over all axes but the last."""
-    features = x.shape[-1]
+    moments = batch_moments(x, self.num_groups) if train else None
+    factor, offset = self.affine(x.shape[-1], moments)
+    groups = factor.shape[0]
+    per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
+    return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+  @nn.compact
+  def affine(
+    self, features: int, moments: tuple[jax.Array, jax.Array] | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """The normalisation as y = x * factor + offset, float32 [groups, c].
+
+    Args:
+      features: channels c.
+      moments: means and means of squares [groups, c] of the batch, which the
+        running statistics then follow; None: use the running statistics.
+    """
     mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
     var = self.variable('batch_stats', 'var', jnp.ones, features)
     scale = self.param(
       'scale', nn.initializers.ones, features, self.param_dtype
     )
     bias = self.param('bias', nn.initializers.zeros, features, self.param_dtype)
-    if train:
-      group_mean, group_var = self._statistics(x)
+    if moments is None:
+      group_mean, group_var = mean.value[None], var.value[None]
+    else:
+      group_mean, square = moments
+      group_var = jnp.maximum(square - jnp.square(group_mean), 0)
       if not self.is_initializing():
         keep = self.momentum
         mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
         var.value = keep * var.value + (1 - keep) * group_var.mean(axis=0)
-    else:
-      group_mean, group_var = mean.value[None], var.value[None]
-    factor = scale.astype(jnp.float32) * jax.lax.rsqrt(group_var + self.epsilon)
-    offset = bias.astype(jnp.float32) - group_mean * factor
-    groups = group_mean.shape[0]
-    per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
-    grouped = x.reshape(groups, -1, *x.shape[1:])
-    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
-    return y.reshape(x.shape).astype(self.dtype or x.dtype)
+    factor = jax.lax.rsqrt(group_var + self.epsilon)
+    factor = factor * scale.astype(jnp.float32)[None]
+    return factor, bias.astype(jnp.float32)[None] - group_mean * factor
 
-  def _statistics(self, x):
-    if x.shape[0] % self.num_groups:
-      raise ValueError(
-        f'BatchNorm: a batch of {x.shape[0]} does not divide into '
-        f'num_groups={self.num_groups}.'
-      )
-    x = x.astype(jnp.float32).reshape(self.num_groups, -1, x.shape[-1])
-    # E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
-    mean, square = x.mean(axis=1), jnp.square(x).mean(axis=1)
-    return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+def batch_moments(
+  x: jax.Array, num_groups: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Means of x [b, ..., c] and of its square, float32 [groups, c].
+
+  E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
+
+  Raises:
+    ValueError: the groups do not divide the batch.
+  """
+  if x.shape[0] % num_groups:
+    raise ValueError(
+      f'BatchNorm: a batch of {x.shape[0]} does not divide into '
+      f'num_groups={num_groups}.'
+    )
+  x = x.astype(jnp.float32).reshape(num_groups, -1, x.shape[-1])
+  return x.mean(axis=1), jnp.square(x).mean(axis=1)

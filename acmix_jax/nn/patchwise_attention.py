@@ -1,0 +1,129 @@
+"""Patchwise attention: the attention of SAN."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from acmix_jax.nn import attention, common
+from acmix_jax.ops import patchwise, windows
+
+# Channels of the values for each of the queries' and keys'.
+_VALUE_GROUPS = 4
+# Channels of the values that share a plane of weights.
+_SHARED = 8
+
+
+class PatchwiseAttention(attention.Attention):
+  """Weights for a whole window from its query and all of its keys at once.
+
+  The query and the k*k keys are normalised, rectified and mapped to
+  features // 8 hidden features, and these, normalised and rectified, to k*k
+  weights for each of features // 8 planes; channel c of the values has plane
+  c mod (features // 8). The weights are not normalised and know no positions.
+
+  Source: hszhao/SAN model/san.py, SAM with sa_type 1 (`conv1`, `conv2`, `conv3`
+  are query, key, value; `conv_w` the rest). Differs: the k*k keys and weights
+  of a pixel are never all in memory; the normalisation of the shifted copies
+  of the keys is computed from the keys.
+
+  For ACmix (no code was published for SAN; the paper says that queries and
+  keys have C/4 channels and that values are divided into 4 groups) the maps
+  are q, k, v1..v4 of C/4 channels each, as projected, before normalisation.
+
+  Attributes:
+    features: output channels, a multiple of 8.
+    kernel_size: odd side of the window; maps must have sides larger than
+      (kernel_size - 1) / 2.
+    norm_groups: groups of the batch with batch statistics of their own.
+    dtype: of the computation; default that of the input and parameters.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  kernel_size: int = 7
+  norm_groups: int = 1
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    name = 'PatchwiseAttention'
+    common.check_heads(name, self.features, _SHARED)
+    windows.check_window(name, self.kernel_size, 1, 1)
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    width, hidden = self.features // _VALUE_GROUPS, self.features // _SHARED
+    self.query = common.Dense(width, **dtypes)
+    self.key = common.Dense(width, **dtypes)
+    self.value = common.Dense(self.features, **dtypes)
+    taps = self.kernel_size**2
+    self.norm1 = common.BatchNorm(self.norm_groups, **dtypes)
+    self.norm2 = common.BatchNorm(self.norm_groups, **dtypes)
+    self.kernel1 = self.param(
+      'kernel1',
+      common.TORCH_KERNEL,
+      (width * (1 + taps), hidden),
+      self.param_dtype,
+    )
+    self.kernel2 = self.param(
+      'kernel2', common.TORCH_KERNEL, (hidden, hidden * taps), self.param_dtype
+    )
+    self.bias2 = self.param(
+      'bias2', common.torch_bias(hidden), (hidden * taps,), self.param_dtype
+    )
+
+  def project(self, x: jax.Array, train: bool) -> attention.Projections:
+    """Maps x [b, h, w, c] to q, k [b, h, w, 1, f/4] and v [b, h, w, 4, f/4]."""
+    common.check_map('PatchwiseAttention', x)
+    groups = (*x.shape[:3], -1, self.features // _VALUE_GROUPS)
+    return attention.Projections(
+      q=self.query(x).reshape(groups),
+      k=self.key(x).reshape(groups),
+      v=self.value(x).reshape(groups),
+      context=train,
+    )
+
+  def aggregate(self, projections: attention.Projections) -> jax.Array:
+    """Sums the values of each window: [b, h, w, features]."""
+    q, k = projections.q[:, :, :, 0], projections.k[:, :, :, 0]
+    v = projections.v.reshape(*q.shape[:3], self.features)
+    train = projections.context
+    windows.check_reflection(
+      'PatchwiseAttention', *q.shape[1:3], self.kernel_size, 1
+    )
+    hidden = self.norm2(self._hidden(q, k, train), train=train)
+    hidden = nn.relu(hidden).astype(v.dtype)
+    taps = self.kernel_size**2
+    kernel = self.kernel2.reshape(hidden.shape[-1], -1, taps)
+    bias = self.bias2.reshape(-1, taps)
+    return patchwise.patchwise_aggregation(
+      v, hidden, kernel.transpose(2, 0, 1), bias.T
+    )
+
+  def _hidden(self, q, k, train):
+    """Normalises, rectifies and mixes queries and windows of keys."""
+    width, taps = q.shape[-1], self.kernel_size**2
+    moments = None
+    if train:
+      moments = [
+        jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
+        for query, keys in zip(
+          common.batch_moments(q, self.norm_groups),
+          patchwise.window_moments(k, self.kernel_size, self.norm_groups),
+          strict=True,
+        )
+      ]
+    factor, offset = self.norm1.affine(width * (1 + taps), moments)
+
+    # Official order: the query's channels, then the taps of each key channel.
+    def of_keys(x):
+      return x[:, width:].reshape(-1, width, taps).swapaxes(1, 2)
+
+    of_query = patchwise.window_dense(
+      q,
+      factor[:, None, :width],
+      offset[:, None, :width],
+      self.kernel1[None, :width],
+    )
+    kernel = of_keys(self.kernel1.T).transpose(1, 2, 0)
+    return of_query + patchwise.window_dense(
+      k, of_keys(factor), of_keys(offset), kernel
+    )
