@@ -1,0 +1,204 @@
+"""Image classification: cross-entropy training, top-1 and top-5."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from clu import metrics
+
+from acmix_jax import models
+from acmix_jax.data import pipeline, sources, transforms
+
+
+def smooth_labels(
+  labels: jax.Array, num_classes: int, smoothing: float, over: str
+) -> jax.Array:
+  """Target distributions with part of the mass moved to other classes.
+
+  Args:
+    labels: [b] integers.
+    num_classes: K.
+    smoothing: moved mass, in [0, 1).
+    over: 'others': K - 1 classes get smoothing / (K - 1) each, the label keeps
+      1 - smoothing (official ACmix and SAN code). 'all': every class gets
+      smoothing / K, the label that on top (timm, torch's label_smoothing).
+
+  Returns:
+    [b, K] float32; rows sum to 1.
+  """
+  one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+  if over == 'others':
+    off = smoothing / (num_classes - 1)
+    return one_hot * (1 - smoothing - off) + off
+  return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-sum(targets * log_softmax(logits)) in float32: [b, K], [b, K] -> [b]."""
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.sum(targets * log_probs, axis=-1)
+
+
+def in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+  """1.0 where the label is among the k largest logits, [b, K], [b] -> [b]."""
+  _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+  return jnp.any(best == labels[:, None], axis=-1).astype(jnp.float32)
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+  """Means over the examples whose mask is set."""
+
+  loss: metrics.Average.from_output('loss')
+  top1: metrics.Average.from_output('top1')
+  top5: metrics.Average.from_output('top5')
+
+
+class Evaluator:
+  """Accumulates per-example results into means."""
+
+  def __init__(self):
+    self._metrics = EvalMetrics.empty()
+
+  def update(self, predictions: dict[str, np.ndarray]) -> None:
+    """Takes 'loss', 'top1', 'top5' and 'mask', each [b]."""
+    self._metrics = self._metrics.merge(
+      EvalMetrics.single_from_model_output(**predictions)
+    )
+
+  def result(self) -> dict[str, float]:
+    """Mean 'loss', 'top1', 'top5' (fractions), and 'count' of examples."""
+    values = {k: float(v) for k, v in self._metrics.compute().items()}
+    return values | {'count': int(self._metrics.loss.count)}
+
+
+class Classification:
+  """See `tasks.Task`. Labels are class indices, one for an image.
+
+  Raises:
+    ValueError: a smoothing out of range, or `model.num_classes` differs from
+      what the data holds.
+  """
+
+  best_metric = 'top1'
+  replaceable = r'^params/head/'
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self.config = config
+    self.model = models.create_model(**config.model)
+    loss = config.loss
+    if loss.smooth_over not in ('others', 'all'):
+      raise ValueError(
+        f"loss.smooth_over={loss.smooth_over!r} is neither 'others' nor 'all'."
+      )
+    if not 0 <= loss.label_smoothing < 1:
+      raise ValueError(
+        f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
+      )
+
+  def _source(self, split: str) -> sources.Source:
+    data, num_classes = self.config.data, self.config.model.num_classes
+    source = sources.make_source(data, split)
+    if source.num_classes != num_classes:
+      raise ValueError(
+        f'model.num_classes={num_classes}, but data {data.name!r} has '
+        f'{source.num_classes} classes; set model.num_classes='
+        f'{source.num_classes}.'
+      )
+    return source
+
+  @functools.cached_property
+  def _train_source(self):
+    return self._source(self.config.data.train_split)
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Whole batches in the training split, at least 1."""
+    return max(1, len(self._train_source) // self.config.train.batch_size)
+
+  def train_data(self, start_step, process_index, process_count):
+    """See `tasks.Task`."""
+    data = self.config.data
+    return pipeline.train_batches(
+      self._train_source,
+      transforms.train_transform(data),
+      batch_size=self.config.train.batch_size,
+      seed=self.config.seed,
+      start_step=start_step,
+      process_index=process_index,
+      process_count=process_count,
+      threads=data.threads,
+      workers=data.workers,
+      max_damaged=data.max_damaged,
+    )
+
+  def eval_data(self, process_index, process_count):
+    """See `tasks.Task`."""
+    data = self.config.data
+    return pipeline.eval_batches(
+      self._source(data.eval_split),
+      transforms.eval_transform(data),
+      batch_size=self.config.eval.batch_size,
+      process_index=process_index,
+      process_count=process_count,
+      threads=data.threads,
+      workers=data.workers,
+      max_damaged=data.max_damaged,
+    )
+
+  def init(self, rng):
+    """See `tasks.Task`."""
+    size = self.config.data.image_size
+    return self.model.init(rng, jnp.zeros((1, size, size, 3)))
+
+  def _normalize(self, images: jax.Array) -> jax.Array:
+    data = self.config.data
+    mean = jnp.reshape(jnp.asarray(data.mean), (1, 1, 1, 3))
+    std = jnp.reshape(jnp.asarray(data.std), (1, 1, 1, 3))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+  def loss(self, params, model_state, batch, rng):
+    """See `tasks.Task`; metrics are 'top1' and 'top5' of the batch."""
+    logits, model_state = self.model.apply(
+      {'params': params, **model_state},
+      self._normalize(batch['image']),
+      train=True,
+      mutable=list(model_state),
+      rngs={'dropout': rng},
+    )
+    labels = batch['label']
+    targets = smooth_labels(
+      labels,
+      self.config.model.num_classes,
+      self.config.loss.label_smoothing,
+      self.config.loss.smooth_over,
+    )
+    loss = cross_entropy(logits, targets).mean()
+    results = {
+      'top1': in_top(logits, labels, 1).mean(),
+      'top5': in_top(logits, labels, 5).mean(),
+    }
+    return loss, (dict(model_state), results)
+
+  def predict(self, params, model_state, batch):
+    """Per-example 'loss' (not smoothed), 'top1', 'top5' and 'mask', [b]."""
+    logits = self.model.apply(
+      {'params': params, **model_state},
+      self._normalize(batch['image']),
+      train=False,
+    )
+    labels = batch['label']
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    return {
+      'loss': cross_entropy(logits, one_hot),
+      'top1': in_top(logits, labels, 1),
+      'top5': in_top(logits, labels, 5),
+      'mask': batch['mask'],
+    }
+
+  def evaluator(self):
+    """See `tasks.Task`."""
+    return Evaluator()

@@ -1,0 +1,179 @@
+"""Processes, devices and shardings: the only module that knows of them."""
+
+import logging
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+logger = logging.getLogger(__name__)
+
+# Smaller leaves are replicated: a gather would cost more than it saves.
+MIN_SHARDED_SIZE = 2**14
+
+_PROCESS_VARIABLES = (
+  'JAX_COORDINATOR_ADDRESS',
+  'JAX_NUM_PROCESSES',
+  'JAX_PROCESS_ID',
+)
+
+
+def initialize_processes() -> None:
+  """Joins the processes of one training; call before any other use of jax.
+
+  With JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID set, these are used. Otherwise jax looks for a TPU pod, Slurm,
+  Open MPI or Kubernetes; on a plain machine nothing happens. Under Slurm and
+  Open MPI jax gives every process one GPU, the one of its local rank; set
+  JAX_LOCAL_DEVICE_IDS=0,1,... where a process shall use several.
+
+  Raises:
+    ValueError: only some of the three variables are set.
+  """
+  given = {
+    name: os.environ[name] for name in _PROCESS_VARIABLES if name in os.environ
+  }
+  if given:
+    if len(given) != len(_PROCESS_VARIABLES):
+      missing = sorted(set(_PROCESS_VARIABLES) - set(given))
+      raise ValueError(
+        f'{", ".join(given)} set, but not {", ".join(missing)}; set all of '
+        f'{", ".join(_PROCESS_VARIABLES)}, or none for automatic detection.'
+      )
+    jax.distributed.initialize(
+      coordinator_address=given['JAX_COORDINATOR_ADDRESS'],
+      num_processes=int(given['JAX_NUM_PROCESSES']),
+      process_id=int(given['JAX_PROCESS_ID']),
+    )
+    return
+  if os.environ.get('SLURM_NTASKS') == '1':
+    # jax would leave one of the machine's GPUs to a lone Slurm task.
+    return
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    # What jax says where it finds no cluster.
+    if 'coordinator_address' not in str(error):
+      raise
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+  """Mesh over ('data', 'model') from the fields of the same names.
+
+  Args:
+    config: `data` (-1: all devices that `model` leaves) and `model`. A mesh
+      smaller than the machine uses its first devices (one process only).
+
+  Raises:
+    ValueError: the sizes do not fit the devices.
+  """
+  count = jax.device_count()
+  data, model = config.data, config.model
+  if model < 1 or data == 0 or data < -1:
+    raise ValueError(
+      f'mesh.data={data}, mesh.model={model}: sizes are at least 1 '
+      '(mesh.data also -1, all remaining devices).'
+    )
+  if data == -1:
+    if count % model:
+      raise ValueError(
+        f'mesh.model={model} does not divide the {count} devices; the nearest '
+        f'that does: {_nearest_divisor(count, model)}.'
+      )
+    data = count // model
+  if data * model > count:
+    raise ValueError(
+      f'mesh.data={data} * mesh.model={model} = {data * model} devices, but '
+      f'there are {count}; mesh.data=-1 takes what is there.'
+    )
+  if data * model < count and jax.process_count() > 1:
+    raise ValueError(
+      f'mesh.data={data} * mesh.model={model} leaves some of the {count} '
+      f'devices of {jax.process_count()} processes unused; set mesh.data=-1.'
+    )
+  # jax.make_mesh makes Explicit axes by default; jit partitioning needs Auto.
+  mesh = jax.make_mesh(
+    (data, model),
+    ('data', 'model'),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=jax.devices()[: data * model],
+  )
+  logger.info(
+    '%d processes, %d devices (%s), mesh %s.',
+    jax.process_count(),
+    mesh.size,
+    mesh.devices.flat[0].device_kind,
+    dict(mesh.shape),
+  )
+  return mesh
+
+
+def _nearest_divisor(count: int, wanted: int) -> int:
+  divisors = [n for n in range(1, count + 1) if count % n == 0]
+  return min(divisors, key=lambda n: (abs(n - wanted), n))
+
+
+def check_batch_size(field: str, size: int, multiple: int) -> None:
+  """Checks that a batch splits evenly.
+
+  Args:
+    field: name of the config field, for the message.
+    size: examples over all devices.
+    multiple: devices, times the parts a batch is computed in.
+
+  Raises:
+    ValueError: `multiple` does not divide `size`; names the nearest that work.
+  """
+  if size < 1 or size % multiple:
+    below, above = size // multiple * multiple, -(-size // multiple) * multiple
+    nearest = f'{below} or {above}' if below > 0 else f'{multiple}'
+    raise ValueError(
+      f'{field}={size} is not a positive multiple of {multiple} (devices '
+      f'times train.accumulate_steps); nearest that works: {nearest}.'
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis is split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'model')))
+
+
+def parameter_spec(shape: tuple[int, ...], model_size: int) -> PartitionSpec:
+  """Splits the largest axis that `model_size` divides over 'model'.
+
+  Fully sharded data parallelism: parameters and optimiser state rest in parts,
+  and the compiler gathers a layer where it is used. Leaves smaller than
+  `MIN_SHARDED_SIZE` and those without such an axis are replicated. Of equal
+  axes the last is split.
+  """
+  if model_size == 1 or np.prod(shape) < MIN_SHARDED_SIZE:
+    return PartitionSpec()
+  divisible = [i for i, n in enumerate(shape) if n % model_size == 0]
+  if not divisible:
+    return PartitionSpec()
+  axis = max(divisible, key=lambda i: (shape[i], i))
+  return PartitionSpec(*(None,) * axis, 'model')
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+  """Sharding of every leaf of a tree of arrays or of their shapes."""
+  return jax.tree.map(
+    lambda x: NamedSharding(mesh, parameter_spec(x.shape, mesh.shape['model'])),
+    state,
+  )
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict:
+  """Global arrays from this process's rows of a batch."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )

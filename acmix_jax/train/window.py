@@ -1,0 +1,57 @@
+"""Metrics of the steps since the last log line."""
+
+import math
+
+import jax
+
+# Steps given to the devices before the host waits. The devices never idle with
+# two, and the batches in flight stay few.
+MAX_STEPS_AHEAD = 2
+
+
+class NonFiniteError(ArithmeticError):
+  """A loss or a gradient norm is not a finite number."""
+
+
+class Window:
+  """Metrics of every step since the last log, on the devices until read.
+
+  A checkpoint stores what was read so far (`values`), so that the log lines
+  after a resume are those of a training that was never stopped.
+  """
+
+  def __init__(self, step: int, values: dict[str, list[float]] | None = None):
+    """Starts after `step`, with the values of the steps before it, if any."""
+    self._step = step
+    self._values = values or {}
+    self._pending = []
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of the next step, scalars on the devices."""
+    self._pending.append(metrics)
+    if len(self._pending) > MAX_STEPS_AHEAD:
+      jax.block_until_ready(self._pending[-MAX_STEPS_AHEAD - 1])
+
+  def read(self) -> dict[str, list[float]]:
+    """Waits for all steps; their values in order, by name.
+
+    Raises:
+      NonFiniteError: a loss or a gradient norm is not finite.
+    """
+    for metrics in jax.device_get(self._pending):
+      self._step += 1
+      for name in ('loss', 'grad_norm'):
+        if not math.isfinite(metrics[name]):
+          raise NonFiniteError(
+            f'{name} is {float(metrics[name])} at step {self._step}'
+          )
+      for name, value in metrics.items():
+        self._values.setdefault(name, []).append(float(value))
+    self._pending = []
+    return self._values
+
+  def flush(self) -> dict[str, float]:
+    """Means over the window, which is empty afterwards."""
+    values = self.read()
+    self._values = {}
+    return {name: math.fsum(v) / len(v) for name, v in values.items()}

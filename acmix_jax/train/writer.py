@@ -1,0 +1,216 @@
+"""Where figures go: metrics.jsonl, TensorBoard and the log.
+
+Only process 0 writes. `clu.metric_writers` would import TensorFlow.
+"""
+
+import datetime
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import tensorboardX
+
+from acmix_jax.train import optim
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+  """Writes one JSON object a line, and the same scalars to TensorBoard.
+
+  A line reads {"step": n, "train/loss": ...} or {"step": n, "eval/top1": ...}.
+  A figure that is not finite is written as null, which JSON can hold.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start_step: int):
+    """Opens the files of a training that goes on after `start_step`.
+
+    Lines of later steps are dropped: the resumed training writes them again.
+    """
+    path = workdir / 'metrics.jsonl'
+    _drop_lines_after(path, start_step)
+    self._file = path.open('a')
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=start_step + 1
+    )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes the figures of a step."""
+    line = {'step': step} | {
+      name: value if math.isfinite(value) else None
+      for name, value in values.items()
+    }
+    self._file.write(json.dumps(line) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._file.close()
+    self._tensorboard.close()
+
+
+def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)['step'] > step:
+        continue
+    except json.JSONDecodeError:
+      continue  # The line that a kill cut off.
+    kept.append(line + '\n')
+  # Replaced at once: a kill here leaves the old file or the new one.
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(''.join(kept))
+  os.replace(temporary, path)
+
+
+def _write_config(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Writes config.json; logs what differs from the one already there."""
+  path = workdir / 'config.json'
+  new = json.loads(config.to_json())
+  if path.exists():
+    old, now = _flatten(json.loads(path.read_text())), _flatten(new)
+    for name in sorted(old.keys() | now.keys()):
+      if old.get(name) != now.get(name):
+        logger.warning(
+          'Resuming with %s=%r; it was %r.', name, now.get(name), old.get(name)
+        )
+  path.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def _flatten(tree: dict, prefix: str = '') -> dict:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+class TrainingLog:
+  """What a training reports: figures to the files, progress to the user.
+
+  Progress is one line rewritten in place on a terminal, log lines elsewhere.
+  The clock behind speed and remaining time is started by the loop when the
+  first step is compiled, and paused while it evaluates or saves.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    start_step: int,
+    num_steps: int,
+  ):
+    """Writes config.json and opens the files, to go on after `start_step`."""
+    self._visible = jax.process_index() == 0
+    if self._visible:
+      _write_config(workdir, config)
+      self._files = MetricsWriter(workdir, start_step)
+    self._batch_size = config.train.batch_size
+    self._num_steps = num_steps
+    self._terminal = sys.stderr.isatty()
+    self._started = None
+    self._seconds, self._steps, self._damaged = 0.0, 0, 0
+
+  def start_clock(self, step: int) -> None:
+    """Times what follows `step`."""
+    self._started = time.monotonic(), step
+
+  def pause_clock(self, step: int) -> None:
+    """Stops at `step`, which the devices have finished."""
+    start_time, start_step = self._started
+    self._seconds += time.monotonic() - start_time
+    self._steps += step - start_step
+
+  def train(
+    self,
+    step: int,
+    means: dict[str, float],
+    *,
+    learning_rate: float,
+    params: Any,
+    damaged: int,
+  ) -> None:
+    """Reports on the steps since the last report.
+
+    Args:
+      step: the last of them.
+      means: metrics, means over these steps.
+      learning_rate: that of the last step.
+      params: scalars among them are written, e.g. the rates of ACmix.
+      damaged: images that could not be read since the start.
+    """
+    values = {f'train/{name}': value for name, value in means.items()}
+    values['train/learning_rate'] = learning_rate
+    speed = None
+    if self._steps:
+      speed = self._steps * self._batch_size / self._seconds
+      values['train/images_per_second'] = speed
+      self._seconds, self._steps = 0.0, 0
+    if damaged > self._damaged:
+      logger.warning('%d images could not be read so far.', damaged)
+      self._damaged = damaged
+    if self._visible:
+      self._files.write(step, values | _scalars(params))
+      self._show(step, means, speed)
+
+  def eval(self, step: int, metrics: dict[str, float]) -> None:
+    """Reports an evaluation."""
+    if self._visible:
+      values = {f'eval/{name}': value for name, value in metrics.items()}
+      self._files.write(step, values)
+      self._end_line()
+      logger.info('step %d  %s', step, _text(values))
+
+  def close(self) -> None:
+    """Closes the files."""
+    if self._visible:
+      self._end_line()
+      self._files.close()
+
+  def _show(self, step, means, speed):
+    text = f'step {step}/{self._num_steps}  {_text(means)}'
+    if speed:
+      seconds = (self._num_steps - step) * self._batch_size / speed
+      eta = datetime.timedelta(seconds=round(seconds))
+      text += f'  {speed:.0f} images/s  ETA {eta}'
+    if self._terminal:
+      print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
+    else:
+      logger.info('%s', text)
+
+  def _end_line(self):
+    if self._terminal:
+      print(file=sys.stderr)
+
+
+def _scalars(params: Any) -> dict[str, float]:
+  leaves = {
+    optim.parameter_path(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if leaf.size == 1
+  }
+  return {
+    f'params/{path}': leaf.item()
+    for path, leaf in jax.device_get(leaves).items()
+  }
+
+
+def _text(values: dict[str, float]) -> str:
+  return '  '.join(f'{name} {value:.4g}' for name, value in values.items())

@@ -1,0 +1,15 @@
+r"""ResNet-26 with ACmix on ImageNet-1k.
+
+10,487,816 parameters, 2.22 G multiply-adds (224 x 224 pixels).
+Not yet run to the end here.
+
+python main.py --config=configs/resnet26_acmix.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.resnet_imagenet('resnet26_acmix')

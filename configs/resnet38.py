@@ -1,0 +1,15 @@
+r"""ResNet-38 with 3x3 convolutions on ImageNet-1k: the baseline.
+
+19,626,792 parameters, 3.22 G multiply-adds (224 x 224 pixels).
+Not yet run to the end here.
+
+python main.py --config=configs/resnet38.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.resnet_imagenet('resnet38')

@@ -1,0 +1,15 @@
+r"""ResNet-38 with local self-attention on ImageNet-1k.
+
+14,181,480 parameters, 2.74 G multiply-adds (224 x 224 pixels).
+Not yet run to the end here.
+
+python main.py --config=configs/resnet38_attention.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.resnet_imagenet('resnet38_attention')

@@ -1,0 +1,15 @@
+r"""ResNet-50 with 3x3 convolutions on ImageNet-1k: the baseline.
+
+25,557,032 parameters, 4.09 G multiply-adds (224 x 224 pixels).
+Not yet run to the end here.
+
+python main.py --config=configs/resnet50.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.resnet_imagenet('resnet50')

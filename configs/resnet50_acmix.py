@@ -1,0 +1,15 @@
+r"""ResNet-50 with ACmix on ImageNet-1k.
+
+18,333,976 parameters, 3.50 G multiply-adds (224 x 224 pixels).
+Not yet run to the end here.
+
+python main.py --config=configs/resnet50_acmix.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.resnet_imagenet('resnet50_acmix')
