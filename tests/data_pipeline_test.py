@@ -96,6 +96,49 @@ def test_each_epoch_is_a_new_order_with_new_noise():
   assert (other_seed != epochs.ravel()).sum() > 20
 
 
+@pytest.mark.parametrize('length, shown', [(20, 7), (21, 7)])
+def test_repeats_show_an_image_thrice_in_a_row_with_new_noise(length, shown):
+  stream = train(Numbers(length), 8, repeats=3)
+  noise = np.concatenate([batch['image'][:, 0, 0, 2] for batch in stream])
+  epochs = indices(stream)[: 2 * length].reshape(2, length)
+  for epoch in epochs:
+    expected = np.repeat(epoch[::3], 3)[:length]
+    np.testing.assert_array_equal(epoch, expected)
+    assert len(set(epoch)) == shown
+  assert set(epochs[0]) != set(epochs[1])
+  assert len(set(noise[:3])) > 1
+
+
+def test_repeats_draw_from_the_order_without_repeats():
+  once = indices(train(Numbers(21), 8))
+  thrice = indices(train(Numbers(21), 8, repeats=3))
+  for start in (0, 21):
+    np.testing.assert_array_equal(
+      thrice[start : start + 21 : 3], once[start : start + 7]
+    )
+
+
+def test_repeats_resume_and_are_shared_by_processes():
+  straight = train(Numbers(20), 6, repeats=3)
+  resumed = [
+    train(
+      Numbers(20),
+      4,
+      repeats=3,
+      start_step=2,
+      process_index=index,
+      process_count=2,
+    )
+    for index in range(2)
+  ]
+  for step, batch in enumerate(straight[2:]):
+    for key, values in batch.items():
+      for index in range(2):
+        np.testing.assert_array_equal(
+          resumed[index][step][key], values[index::2]
+        )
+
+
 @pytest.mark.parametrize('start_step', [1, 2, 3, 7])
 def test_resume_continues_the_stream(start_step):
   # An epoch is 2.5 batches, so that steps 2 and 7 span its end.
@@ -257,6 +300,7 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
     ({'batch_size': 0}, 'batch_size=0'),
     ({'batch_size': 8, 'process_index': 1}, 'process_index=1'),
     ({'batch_size': 8, 'start_step': -1}, 'start_step=-1'),
+    ({'batch_size': 8, 'repeats': 0}, 'repeats=0'),
   ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -9,6 +9,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -90,6 +91,7 @@ def train_batches(
   *,
   batch_size: int,
   seed: int,
+  repeats: int = 1,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -103,11 +105,18 @@ def train_batches(
   The mask is always True: a damaged image is replaced by the next one of the
   source that is not.
 
+  With `repeats` above 1 (repeated augmentation: "Augment your batch: better
+  training with larger batches") an image comes that many times in a row, each
+  time transformed anew. An epoch keeps its length and shows only a share of
+  the images. Source: the RASampler of DeiT and PVT, with 3 repeats. Differs:
+  the epoch is not cut to a multiple of 256.
+
   Args:
     source: images to draw from.
     transform: called with each decoded example and a generator of its own.
     batch_size: images in a batch over all processes together.
     seed: of the order and of the transforms.
+    repeats: times an image is shown in a row.
     start_step: number of batches to skip, at no cost.
     process_index: this process receives the images `process_index ::
       process_count` of each batch.
@@ -123,8 +132,12 @@ def train_batches(
   _check_arguments(source, batch_size, process_index, process_count)
   if start_step < 0:
     raise ValueError(f'start_step={start_step} is negative.')
+  if repeats < 1:
+    raise ValueError(f'repeats={repeats} is less than 1, every image once.')
   load = _LoadOrReplace(source, transform, max_damaged)
-  indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+  positions = grain.MapDataset.range(sys.maxsize)
+  indices = positions.map(_Repeat(shuffled.repeat(), len(source), repeats))
   examples = indices.random_map(load, seed=seed)
   share = examples[process_index::process_count]
   batches = share.batch(batch_size // process_count, batch_fn=_stack)
@@ -178,6 +191,19 @@ def _check_arguments(
       f'batch_size={batch_size} cannot be shared by {process_count} '
       f'processes; nearest that can: {nearest}.'
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repeat:
+  """Maps a position in the stream to the index of its image."""
+
+  shuffled: grain.MapDataset
+  epoch_length: int
+  repeats: int
+
+  def __call__(self, position: int) -> int:
+    epoch, offset = divmod(position, self.epoch_length)
+    return self.shuffled[epoch * self.epoch_length + offset // self.repeats]
 
 
 @dataclasses.dataclass(frozen=True)
