@@ -15,9 +15,9 @@ import numpy as np
 from flax import traverse_util
 
 from acmix_jax import models
-from acmix_jax.interop import resnet, san
+from acmix_jax.interop import pvt, resnet, san
 
-_TABLES = {'resnet': resnet.TABLE, 'san': san.TABLE}
+_TABLES = {'resnet': resnet.TABLE, 'san': san.TABLE, 'pvt': pvt.TABLE}
 # Counters of PyTorch's BatchNorm, which the computation does not use.
 _IGNORED = r'.*num_batches_tracked'
 

@@ -9,7 +9,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.models import resnet, san
+from acmix_jax.models import pvt, resnet, san
+
+# By the value of `mix` of the models that have attention without ACmix, too.
+_SUFFIXES = {'attention': '', 'acmix': '_acmix'}
 
 
 def _resnets() -> dict[str, Callable[..., nn.Module]]:
@@ -31,11 +34,22 @@ def _sans() -> dict[str, Callable[..., nn.Module]]:
       san.SAN, stage_sizes=stage_sizes, mix=mix
     )
     for depth, stage_sizes in depths.items()
-    for mix, suffix in {'attention': '', 'acmix': '_acmix'}.items()
+    for mix, suffix in _SUFFIXES.items()
   }
 
 
-_MODELS = _resnets() | _sans()
+def _pvts() -> dict[str, Callable[..., nn.Module]]:
+  sizes = {'tiny': (2, 2, 2, 2), 'small': (3, 4, 6, 3)}
+  return {
+    f'pvt_{size}{suffix}': functools.partial(
+      pvt.PVT, stage_sizes=stage_sizes, mix=mix
+    )
+    for size, stage_sizes in sizes.items()
+    for mix, suffix in _SUFFIXES.items()
+  }
+
+
+_MODELS = _resnets() | _sans() | _pvts()
 
 
 def list_models(pattern: str = '*') -> list[str]:

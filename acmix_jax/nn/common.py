@@ -10,10 +10,6 @@ KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What PyTorch gives a linear or convolution kernel that nobody initialises.
 TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
-# What ViT, PVT and Swin give theirs. PyTorch cuts this normal distribution at
-# 2, a hundred standard deviations: it is not truncated.
-NORMAL_KERNEL = initializers.normal(0.02)
-
 
 def torch_bias(fan_in: int) -> initializers.Initializer:
   """PyTorch's bias for a layer of `fan_in` inputs: U(-1, 1) / sqrt(fan_in)."""

@@ -1,0 +1,102 @@
+"""Attention of every pixel to a coarser map: the attention of PVT."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from acmix_jax.nn import attention, common, transformer
+from acmix_jax.ops import attention as ops
+
+
+class SpatialReductionAttention(attention.Attention):
+  """Global attention whose keys and values are those of merged patches.
+
+  Works on sequences [b, t + h * w, c]. The first t tokens have no place in the
+  map; their keys and values are not reduced.
+
+  Source: whai362/PVT classification/pvt.py, `Attention` (`sr` is reduce, `norm`
+  reduce_norm, `kv` key_value).
+
+  For ACmix (no code was published for PVT) the convolution path mixes the
+  queries at every pixel with the keys and values of the reduced map, repeated
+  to the queries' grid. As in the official Swin-ACmix, it takes q, k and v
+  unscaled, and is added after the output projection of the attention, which
+  alpha then weights. The class token skips the convolution path: it has no
+  neighbours; a classifier that reads the token alone hence never sees the
+  convolution of its last block. Of the complete readings this one is nearest
+  the paper's figures.
+
+  Attributes:
+    features: output channels, a multiple of num_heads.
+    num_heads: heads; head_dim = features // num_heads.
+    reduction: side of the patches that become one key and value; 1: none.
+    dtype: of the computation; default that of the input and parameters.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  num_heads: int
+  reduction: int = 1
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    name = 'SpatialReductionAttention'
+    common.check_heads(name, self.features, self.num_heads)
+    if self.reduction < 1:
+      raise ValueError(f'{name}: reduction={self.reduction}; >= 1 is needed.')
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.query = transformer.Linear(self.features, **dtypes)
+    self.key_value = transformer.Linear(2 * self.features, **dtypes)
+    self.out = transformer.Linear(self.features, **dtypes)
+    if self.reduction > 1:
+      self.reduce = transformer.PatchConv(
+        self.features, self.reduction, **dtypes
+      )
+      self.reduce_norm = nn.LayerNorm(1e-5, **dtypes)
+
+  def project(
+    self, x: jax.Array, grid: tuple[int, int]
+  ) -> attention.Projections:
+    """Queries on the grid (h, w), keys and values on the reduced one.
+
+    Args:
+      x: [b, t + h * w, c].
+      grid: (h, w).
+
+    Returns:
+      q [b, h, w, n, d], k and v [b, h // r, w // r, n, d], and as context the
+      tokens' own [b, t, n, d] each.
+    """
+    tokens = x.shape[1] - math.prod(grid)
+    coarse = tuple(size // self.reduction for size in grid)
+    keys = x
+    if self.reduction > 1:
+      pixels = x[:, tokens:].reshape(-1, *grid, x.shape[2])
+      reduced = self.reduce_norm(self.reduce(pixels))
+      reduced = reduced.reshape(len(x), -1, self.features)
+      keys = jnp.concatenate([x[:, :tokens], reduced], axis=1)
+    head_dim = self.features // self.num_heads
+    heads = (len(x), -1, self.num_heads, head_dim)
+    sequences = [
+      (self.query(x), grid),
+      *[(y, coarse) for y in jnp.split(self.key_value(keys), 2, axis=-1)],
+    ]
+    sequences = [(y.reshape(heads), size) for y, size in sequences]
+    q, k, v = (
+      y[:, tokens:].reshape(len(x), *size, *heads[2:]) for y, size in sequences
+    )
+    context = tuple(y[:, :tokens] for y, _ in sequences)
+    return attention.Projections(q, k, v, context)
+
+  def aggregate(self, projections: attention.Projections) -> jax.Array:
+    """Attention of tokens and pixels: [b, t + h * w, features]."""
+    maps = (projections.q, projections.k, projections.v)
+    q, k, v = (
+      jnp.concatenate([tokens, y.reshape(len(y), -1, *y.shape[3:])], axis=1)
+      for tokens, y in zip(projections.context, maps, strict=True)
+    )
+    out = ops.attention(q, k, v)
+    return self.out(out.reshape(*out.shape[:2], self.features))

@@ -1,0 +1,119 @@
+"""What the transformers share: blocks, patches, and their start values."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from acmix_jax.nn import common
+
+# PyTorch cuts this normal distribution at 2, which is a hundred of its standard
+# deviations: it is not truncated.
+NORMAL = nn.initializers.normal(0.02)
+
+Linear = functools.partial(nn.Dense, kernel_init=NORMAL)
+
+
+class Block(nn.Module):
+  """Mixing layer and perceptron, each after a norm and beside the identity.
+
+  Attributes:
+    mix: the mixing layer; make it with `parent=None`.
+    mlp_ratio: hidden features of the perceptron for each of the input's.
+    drop_path: probability that a training image skips a branch, drawn for each
+      of the two.
+    epsilon: of the norms.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  mix: nn.Module
+  mlp_ratio: float = 4.0
+  drop_path: float = 0.0
+  epsilon: float = 1e-5
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *context: Any, train: bool) -> jax.Array:
+    """Maps [b, ..., c] to the same shape; the context is the mixing layer's."""
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    norm = functools.partial(nn.LayerNorm, self.epsilon, **dtypes)
+    features = x.shape[-1]
+    y = self.mix(norm(name='norm1')(x), *context)
+    x = x + self._drop(y, train)
+    hidden = int(features * self.mlp_ratio)
+    y = Linear(hidden, **dtypes, name='dense1')(norm(name='norm2')(x))
+    y = nn.gelu(y, approximate=False)
+    y = Linear(features, **dtypes, name='dense2')(y)
+    return x + self._drop(y, train)
+
+  def _drop(self, x, train):
+    axes = tuple(range(1, x.ndim))
+    drop = nn.Dropout(self.drop_path, broadcast_dims=axes)
+    return drop(x, deterministic=not train)
+
+
+class PatchConv(nn.Module):
+  """A convolution of patches that touch and do not overlap: one product.
+
+  Starts as PyTorch's convolution. Pixels that do not fill a patch are dropped.
+
+  Attributes:
+    features: output channels.
+    size: side of a patch.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  size: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [b, h, w, c] to [b, h // size, w // size, features]."""
+    b, h, w, c = x.shape
+    size = self.size
+    if min(h, w) < size:
+      raise ValueError(
+        f'PatchConv: a {h}x{w} map has no patch of {size}x{size}; the smallest '
+        f'side that works is {size}. Use larger images or smaller patches.'
+      )
+    shape = (size, size, c, self.features)
+    kernel = self.param('kernel', common.TORCH_KERNEL, shape, self.param_dtype)
+    bias_init = common.torch_bias(size * size * c)
+    bias = self.param('bias', bias_init, self.features, self.param_dtype)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    rows, columns = h // size, w // size
+    x = x[:, : rows * size, : columns * size]
+    x = x.reshape(b, rows, size, columns, size, c).swapaxes(2, 3)
+    x = x.reshape(b, rows, columns, -1)
+    return x @ kernel.reshape(-1, self.features) + bias[None, None, None]
+
+
+class PatchEmbed(nn.Module):
+  """Patches as normalised features: a `PatchConv` and a norm."""
+
+  features: int
+  size: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [b, h, w, c] to [b, h // size, w // size, features]."""
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    x = PatchConv(self.features, self.size, **dtypes, name='conv')(x)
+    return nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
+
+
+def drop_path_rates(rate: float, stage_sizes: tuple[int, ...]) -> np.ndarray:
+  """Rates of all blocks in order, from 0 to `rate` in equal steps."""
+  if not 0 <= rate < 1:
+    raise ValueError(f'drop_path={rate}; 0 <= drop_path < 1 is needed.')
+  return np.linspace(0, rate, sum(stage_sizes))
