@@ -15,11 +15,19 @@ import numpy as np
 from flax import traverse_util
 
 from acmix_jax import models
-from acmix_jax.interop import pvt, resnet, san
+from acmix_jax.interop import pvt, resnet, san, swin
 
-_TABLES = {'resnet': resnet.TABLE, 'san': san.TABLE, 'pvt': pvt.TABLE}
-# Counters of PyTorch's BatchNorm, which the computation does not use.
-_IGNORED = r'.*num_batches_tracked'
+_TABLES = {
+  'resnet': resnet.TABLE,
+  'san': san.TABLE,
+  'pvt': pvt.TABLE,
+  'swin': swin.TABLE,
+}
+# Families that other libraries hold under other names.
+_RENAMED = {'swin': swin.official_names}
+# Counters of PyTorch's BatchNorm, which the computation does not use, and what
+# Swin computes from its sizes.
+_IGNORED = r'.*(num_batches_tracked|relative_position_index|attn_mask)'
 
 
 def from_torch(
@@ -41,7 +49,9 @@ def from_torch(
       named at once.
   """
   wanted = _shapes(models.create_model(name, **overrides))
-  table = _TABLES[re.match('[a-z]+', name)[0]]
+  family = re.match('[a-z]+', name)[0]
+  table = _TABLES[family]
+  state_dict = _RENAMED.get(family, dict)(state_dict)
   converted, problems, used = {}, [], set()
   for path, shape in wanted.items():
     official, layout = _find(table, path)

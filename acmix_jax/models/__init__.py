@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.models import pvt, resnet, san
+from acmix_jax.models import pvt, resnet, san, swin
 
 # By the value of `mix` of the models that have attention without ACmix, too.
 _SUFFIXES = {'attention': '', 'acmix': '_acmix'}
@@ -49,7 +49,18 @@ def _pvts() -> dict[str, Callable[..., nn.Module]]:
   }
 
 
-_MODELS = _resnets() | _sans() | _pvts()
+def _swins() -> dict[str, Callable[..., nn.Module]]:
+  sizes = {'tiny': (2, 2, 6, 2), 'small': (2, 2, 18, 2)}
+  return {
+    f'swin_{size}{suffix}': functools.partial(
+      swin.Swin, stage_sizes=stage_sizes, mix=mix
+    )
+    for size, stage_sizes in sizes.items()
+    for mix, suffix in _SUFFIXES.items()
+  }
+
+
+_MODELS = _resnets() | _sans() | _pvts() | _swins()
 
 
 def list_models(pattern: str = '*') -> list[str]:
