@@ -54,11 +54,9 @@ def shift_convolution(
   _check(maps, mixing, kernel, bias, strides, dilation, implementation)
   mixing, kernel = mixing.astype(maps.dtype), kernel.astype(maps.dtype)
   if bias is not None:
-    # A bias is the weight of one more map, of ones.
-    maps = jnp.pad(maps, ((0, 0),) * 3 + ((0, 1), (0, 0)), constant_values=1)
-    mixing = jnp.concatenate([mixing, bias[None].astype(maps.dtype)])
+    bias = bias.astype(maps.dtype)
   convolve = IMPLEMENTATIONS[implementation]
-  return convolve(maps, mixing, kernel, strides, dilation)
+  return convolve(maps, mixing, kernel, bias, strides, dilation)
 
 
 def shift_kernel(kernel_size: int, features: int) -> jax.Array:
@@ -102,9 +100,11 @@ def _check(maps, mixing, kernel, bias, strides, dilation, implementation):
     )
 
 
-def _shifts(maps, mixing, kernel, strides, dilation):
+def _shifts(maps, mixing, kernel, bias, strides, dilation):
   h, w, d = maps.shape[1], maps.shape[2], maps.shape[4]
   mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
+  if bias is not None:
+    mixed += bias.reshape(1, 1, 1, -1, 1)
   pads = [windows.padding(side, dilation) for side in kernel.shape[:2]]
   edges = [(pad, pad) for pad in pads]
   mixed = jnp.pad(mixed, ((0, 0), *edges, (0, 0), (0, 0)))
@@ -122,12 +122,18 @@ def _shifts(maps, mixing, kernel, strides, dilation):
   return total.reshape(*total.shape[:3], -1).astype(maps.dtype)
 
 
-def _conv(maps, mixing, kernel, strides, dilation):
+def _conv(maps, mixing, kernel, bias, strides, dilation):
   mixed = jnp.einsum('bhwmd,mt->bhwdt', maps, mixing)
+  if bias is not None:
+    mixed += bias.reshape(1, 1, 1, 1, -1)
   return _grouped(mixed, kernel, strides, dilation)
 
 
-def _folded(maps, mixing, kernel, strides, dilation):
+def _folded(maps, mixing, kernel, bias, strides, dilation):
+  if bias is not None:
+    # A bias is the weight of one more map, of ones.
+    maps = jnp.pad(maps, ((0, 0),) * 3 + ((0, 1), (0, 0)), constant_values=1)
+    mixing = jnp.concatenate([mixing, bias[None]])
   kernel = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
   return _grouped(jnp.swapaxes(maps, 3, 4), kernel, strides, dilation)
 
