@@ -1,6 +1,7 @@
 r"""ResNet-26 with ACmix on ImageNet-1k.
 
 10,487,816 parameters, 2.22 G multiply-adds (224 x 224 pixels).
+Published (README of LeapLabTHU/ACmix): top-1 76.1, 10.6 M and 2.3 G.
 Not yet run to the end here.
 
 python main.py --config=configs/resnet26_acmix.py --workdir=DIR \

@@ -1,6 +1,7 @@
 r"""ResNet-38 with ACmix on ImageNet-1k.
 
 14,410,896 parameters, 2.86 G multiply-adds (224 x 224 pixels).
+Published (README of LeapLabTHU/ACmix): top-1 77.4, 14.6 M and 2.9 G.
 Not yet run to the end here.
 
 python main.py --config=configs/resnet38_acmix.py --workdir=DIR \

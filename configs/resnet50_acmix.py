@@ -1,6 +1,7 @@
 r"""ResNet-50 with ACmix on ImageNet-1k.
 
 18,333,976 parameters, 3.50 G multiply-adds (224 x 224 pixels).
+Published (README of LeapLabTHU/ACmix): top-1 77.8, 18.6 M and 3.6 G.
 Not yet run to the end here.
 
 python main.py --config=configs/resnet50_acmix.py --workdir=DIR \

@@ -26,6 +26,22 @@ PARAMETERS = {
   'resnet26_acmix': 10_487_816,
   'resnet38_acmix': 14_410_896,
   'resnet50_acmix': 18_333_976,
+  'san10': 11_841_124,
+  'san15': 16_181_310,
+  'san19': 20_518_470,
+  'pvt_tiny': 13_229_288,
+  'pvt_small': 24_485_864,
+  'swin_tiny': 28_288_354,
+  'swin_small': 49_606_258,
+  'swin_tiny_acmix': 28_649_908,
+  'swin_small_acmix': 50_345_080,
+  # Of no official model: a block has the 54 + 81 c parameters (SAN) or the
+  # 27 n + 81 c (PVT) of its convolution path and two weights more.
+  'san10_acmix': 11_994_612,
+  'san15_acmix': 16_414_134,
+  'san19_acmix': 20_829_278,
+  'pvt_tiny_acmix': 13_396_056,
+  'pvt_small_acmix': 24_824_611,
 }
 
 

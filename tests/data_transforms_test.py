@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acmix_jax.data import transforms
+from acmix_jax.data import augment, transforms
 from tests import fake_data
 
 FILTERS = {'bilinear': Image.BILINEAR, 'bicubic': Image.BICUBIC}
@@ -143,10 +143,21 @@ def test_transforms_of_a_config():
       'crop_ratio': (1.0, 1.0),
       'flip': 0.5,
       'interpolation': 'bicubic',
+      'randaugment_operations': 0,
+      'randaugment_magnitude': 7.0,
+      'randaugment_std': 0.25,
+      'mean': (0.485, 0.456, 0.406),
     }
   )
   image = fake_data.picture(5)
   assert apply(transforms.train_transform(config), image).shape == (16, 16, 3)
+  crop_and_flip = transforms.train_transform(config).transforms
+  config.randaugment_operations = 3
+  *others, last = transforms.train_transform(config).transforms
+  assert tuple(others) == crop_and_flip
+  assert last == augment.RandAugment(
+    3, 7.0, 0.25, fill=(124, 116, 104), interpolation='bicubic'
+  )
   resized = Image.fromarray(image).resize((25, 20), Image.BICUBIC)
   np.testing.assert_array_equal(
     apply(transforms.eval_transform(config), image),

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from acmix_jax.tasks import mixing
+from acmix_jax import models
+from acmix_jax.tasks import classification, mixing
+from configs import common
 
 KEYS = jax.random.split(jax.random.key(0), 1000)
 
@@ -211,6 +214,47 @@ def test_sharded_batch_gives_the_same_result():
   sharded = augment(*jax.device_put((images, targets), sharding))
   for got, expected in zip(sharded, augment(images, targets), strict=True):
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+class Linear(nn.Module):
+  """Logits that are a linear function of the pixels."""
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
+  monkeypatch.setattr(models, 'create_model', lambda **fields: Linear())
+  config = common.pvt_imagenet('pvt_tiny')
+  config.model.num_classes = 10
+  task = classification.Classification(config)
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (8, 12, 12, 3)).astype(np.uint8)
+  labels = rng.integers(0, 10, 8).astype(np.int32)
+  key = jax.random.key(4)
+  images = (pixels / 255 - config.data.mean) / config.data.std
+  params = Linear().init(key, jnp.zeros((1, 12, 12, 3)), train=True)['params']
+  loss, (state, metrics) = task.loss(
+    params, {}, {'image': jnp.asarray(pixels), 'label': labels}, key
+  )
+  assert state == {}
+
+  _, erasing_key, mixing_key = jax.random.split(key, 3)
+  images = mixing.RandomErasing(0.25)(
+    erasing_key, jnp.asarray(images, jnp.float32)
+  )
+  targets = jnp.eye(10)[labels] * 0.9 + 0.01
+  images, targets = mixing.Mixing(0.8, 1.0)(mixing_key, images, targets)
+  logits = np.array(Linear().apply({'params': params}, images, train=True))
+  shifted = logits - logits.max(axis=1, keepdims=True)
+  log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+  expected = -(np.array(targets) * log_probs).sum(axis=1).mean()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  dominant = np.array(targets).argmax(axis=1)
+  np.testing.assert_allclose(
+    metrics['top1'], (logits.argmax(axis=1) == dominant).mean()
+  )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from acmix_jax.data import augment
+
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 
@@ -179,18 +181,27 @@ class CenterCrop:
 
 
 def train_transform(config: ml_collections.ConfigDict) -> Compose:
-  """The training transform of `config.data`: random resized crop and flip."""
-  return Compose(
-    (
-      RandomResizedCrop(
-        config.image_size,
-        scale=tuple(config.crop_scale),
-        ratio=tuple(config.crop_ratio),
+  """The training transform of `config.data`: crop, flip and RandAugment."""
+  steps = [
+    RandomResizedCrop(
+      config.image_size,
+      scale=tuple(config.crop_scale),
+      ratio=tuple(config.crop_ratio),
+      interpolation=config.interpolation,
+    ),
+    RandomFlip(config.flip),
+  ]
+  if config.randaugment_operations:
+    steps.append(
+      augment.RandAugment(
+        config.randaugment_operations,
+        magnitude=config.randaugment_magnitude,
+        magnitude_std=config.randaugment_std,
+        fill=tuple(round(255 * value) for value in config.mean),
         interpolation=config.interpolation,
-      ),
-      RandomFlip(config.flip),
+      )
     )
-  )
+  return Compose(tuple(steps))
 
 
 def eval_transform(config: ml_collections.ConfigDict) -> Compose:

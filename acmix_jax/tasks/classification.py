@@ -11,6 +11,7 @@ from clu import metrics
 
 from acmix_jax import models
 from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.tasks import mixing
 
 
 def smooth_labels(
@@ -79,8 +80,8 @@ class Classification:
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
-    ValueError: a smoothing out of range, or `model.num_classes` differs from
-      what the data holds.
+    ValueError: a smoothing or augmentation out of range, or
+      `model.num_classes` differs from what the data holds.
   """
 
   best_metric = 'top1'
@@ -98,6 +99,15 @@ class Classification:
       raise ValueError(
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
+    augment = config.augment
+    self._erase = mixing.RandomErasing(augment.erasing_probability)
+    self._mix = mixing.Mixing(
+      augment.mixup_alpha,
+      augment.cutmix_alpha,
+      augment.mix_probability,
+      augment.switch_probability,
+      augment.mix_group_size,
+    )
 
   def _source(self, split: str) -> sources.Source:
     data, num_classes = self.config.data, self.config.model.num_classes
@@ -127,6 +137,7 @@ class Classification:
       transforms.train_transform(data),
       batch_size=self.config.train.batch_size,
       seed=self.config.seed,
+      repeats=data.repeats,
       start_step=start_step,
       process_index=process_index,
       process_count=process_count,
@@ -161,22 +172,29 @@ class Classification:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
   def loss(self, params, model_state, batch, rng):
-    """See `tasks.Task`; metrics are 'top1' and 'top5' of the batch."""
-    logits, model_state = self.model.apply(
-      {'params': params, **model_state},
-      self._normalize(batch['image']),
-      train=True,
-      mutable=list(model_state),
-      rngs={'dropout': rng},
-    )
-    labels = batch['label']
+    """See `tasks.Task`.
+
+    Metrics are 'top1' and 'top5' of the batch; of a mixed image the class with
+    the greater share counts.
+    """
+    dropout_key, erasing_key, mixing_key = jax.random.split(rng, 3)
     targets = smooth_labels(
-      labels,
+      batch['label'],
       self.config.model.num_classes,
       self.config.loss.label_smoothing,
       self.config.loss.smooth_over,
     )
+    images = self._erase(erasing_key, self._normalize(batch['image']))
+    images, targets = self._mix(mixing_key, images, targets)
+    logits, model_state = self.model.apply(
+      {'params': params, **model_state},
+      images,
+      train=True,
+      mutable=list(model_state),
+      rngs={'dropout': dropout_key},
+    )
     loss = cross_entropy(logits, targets).mean()
+    labels = jnp.argmax(targets, axis=-1)
     results = {
       'top1': in_top(logits, labels, 1).mean(),
       'top5': in_top(logits, labels, 5).mean(),

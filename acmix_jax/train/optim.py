@@ -30,11 +30,17 @@ def make_schedule(
   all, the rate is
 
     lr * (s + (1 - s) * (step + 1) / W)                  for step < W,
-    end + (lr - end) * (1 + cos(pi * (step - W) / (T - W))) / 2   afterwards,
+    end + (lr - end) * (1 + cos(pi * (step - C) / (T - C))) / 2   afterwards,
 
-  which is `adjust_learning_rate_iter_warmup` of the official ResNet/main.py at
-  s = 1/4 and end = 0. Difference: lr is scaled by batch_size /
-  `reference_batch_size` where that is not 0; the official code never scales.
+  where the cosine begins at C = W, or at C = 0 with `cosine_from_start`.
+
+  C = W, s = 1/4 and end = 0 is `adjust_learning_rate_iter_warmup` of the
+  official ResNet/main.py. C = 0 is timm 0.3.2, with which PVT and Swin train:
+  the rate drops a little when the warmup ends. Differences: lr is scaled by
+  batch_size / `reference_batch_size` where that is not 0 (the official ResNets
+  never scale), and s with it, but not end; timm is an update behind, first the
+  ramp is s; SAN and PVT change the rate once an epoch, and PVT's first two
+  epochs both have s.
 
   Args:
     optim: section `optim` of a config.
@@ -67,10 +73,11 @@ def make_schedule(
       warmup,
     )
   start, end = optim.warmup_start, optim.end_learning_rate
+  origin = 0 if optim.cosine_from_start else warmup
 
   def schedule(step):
     ramp = peak * (start + (1 - start) * (step + 1) / max(warmup, 1))
-    phase = (step - warmup) / max(num_steps - warmup, 1)
+    phase = (step - origin) / max(num_steps - origin, 1)
     cosine = end + (peak - end) * (1 + jnp.cos(math.pi * phase)) / 2
     return jnp.where(step < warmup, ramp, cosine)
 

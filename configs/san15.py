@@ -1,0 +1,16 @@
+r"""SAN-15 with patchwise attention on ImageNet-1k: the baseline.
+
+16,181,310 parameters, 2.48 G multiply-adds (224 x 224 pixels).
+Published (README of hszhao/SAN): top-1 78.0.
+Not yet run to the end here.
+
+python main.py --config=configs/san15.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.san_imagenet('san15')

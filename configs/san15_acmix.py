@@ -1,0 +1,18 @@
+r"""SAN-15 with ACmix on ImageNet-1k.
+
+16,414,134 parameters, 2.63 G multiply-adds (224 x 224 pixels).
+Published (README of LeapLabTHU/ACmix): top-1 78.4, 16.6 M and 2.7 G.
+Not yet run to the end here.
+
+The architecture is our reading, see acmix_jax/models/san.py.
+
+python main.py --config=configs/san15_acmix.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.san_imagenet('san15_acmix')

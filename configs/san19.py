@@ -1,0 +1,16 @@
+r"""SAN-19 with patchwise attention on ImageNet-1k: the baseline.
+
+20,518,470 parameters, 3.13 G multiply-adds (224 x 224 pixels).
+Published (README of hszhao/SAN): top-1 78.2.
+Not yet run to the end here.
+
+python main.py --config=configs/san19.py --workdir=DIR \
+  --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  return common.san_imagenet('san19')
