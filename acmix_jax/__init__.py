@@ -1,6 +1,6 @@
 """ACmix and convolution-attention hybrids in JAX/Flax."""
 
-from acmix_jax.interop import from_torch
+from acmix_jax.interop import from_torch, load_weights
 from acmix_jax.models import create_model, list_models
 from acmix_jax.nn.acmix import ACmix
 from acmix_jax.version import __version__
@@ -11,4 +11,5 @@ __all__ = [
   'create_model',
   'from_torch',
   'list_models',
+  'load_weights',
 ]

@@ -13,7 +13,7 @@ BELOW = {
   'configs': set(),
   'acmix_jax': {'models', 'nn', 'ops', 'interop', 'version'},
   'tools': {'train', 'tasks', 'models', 'nn', 'ops', 'data', 'interop'},
-  'train': {'tasks', 'models', 'nn', 'ops', 'data'},
+  'train': {'tasks', 'models', 'nn', 'ops', 'data', 'interop'},
   'tasks': {'models', 'nn', 'ops', 'data'},
   'models': {'nn', 'ops'},
   'nn': {'ops'},
