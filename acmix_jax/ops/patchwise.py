@@ -140,7 +140,7 @@ def _window_sum(
 
 
 def _window_sum_forward(term, x, taps, shared):
-  padded = _reflect(x, _side(taps))
+  padded = windows.reflect(x, windows.padding(_side(taps)))
 
   def add(total, step):
     start, tap = step
@@ -156,8 +156,8 @@ def _window_sum_forward(term, x, taps, shared):
 
 def _window_sum_backward(term, residuals, cotangent):
   x, taps, shared = residuals
-  side = _side(taps)
-  padded = _reflect(x, side)
+  pad = windows.padding(_side(taps))
+  padded = windows.reflect(x, pad)
 
   def add(totals, step):
     start, tap = step
@@ -177,7 +177,7 @@ def _window_sum_backward(term, residuals, cotangent):
   steps = (_starts(taps), taps)
   (to_padded, to_shared), to_taps = lax.scan(add, totals, steps)
   unpad = jax.linear_transpose(
-    functools.partial(_reflect, side=side),
+    functools.partial(windows.reflect, pad=pad),
     jax.ShapeDtypeStruct(x.shape, jnp.float32),
   )
   to_x, to_shared = jax.tree.map(
@@ -200,11 +200,6 @@ def _starts(taps) -> tuple:
   row, column = np.indices((_side(taps),) * 2, np.int32).reshape(2, -1)
   zero = np.zeros_like(row)
   return tuple(map(jnp.asarray, (zero, row, column, zero)))
-
-
-def _reflect(x: jax.Array, side: int) -> jax.Array:
-  pad = windows.padding(side)
-  return jnp.pad(x, ((0, 0), (pad,) * 2, (pad,) * 2, (0, 0)), mode='reflect')
 
 
 def _multiplicity(size: int, kernel_size: int) -> np.ndarray:

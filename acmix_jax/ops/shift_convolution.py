@@ -3,9 +3,10 @@
 Exact implementations behind `shift_convolution`:
   shifts: mixes the maps, then one weighted slice for each tap.
   conv: mixes the maps, then one grouped convolution.
-  folded: both steps are linear, so one grouped convolution of the unmixed
-    maps with the product of both weights does them at once; the mixed maps
-    (t times the d channels) are never in memory.
+  folded: both steps are linear, so the product of both weights applies at
+    once: for one channel after the other a matrix product gives what its maps
+    send to each neighbour, and these are shifted and added. The t * d mixed
+    maps are never in memory.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from acmix_jax.ops import windows
+
+# Sums are kept in single precision.
+_SUM = jnp.float32
 
 
 def shift_convolution(
@@ -109,7 +113,7 @@ def _shifts(maps, mixing, kernel, bias, strides, dilation):
   edges = [(pad, pad) for pad in pads]
   mixed = jnp.pad(mixed, ((0, 0), *edges, (0, 0), (0, 0)))
   kernel = kernel.reshape(*kernel.shape[:3], d, -1)
-  total = jnp.zeros((), jnp.float32)
+  total = jnp.zeros((), _SUM)
   for i in range(kernel.shape[0]):
     for j in range(kernel.shape[1]):
       y, x = i * dilation, j * dilation
@@ -117,7 +121,7 @@ def _shifts(maps, mixing, kernel, bias, strides, dilation):
         'bhwtd,tdn->bhwdn',
         mixed[:, y : y + h : strides, x : x + w : strides],
         kernel[i, j],
-        preferred_element_type=jnp.float32,
+        preferred_element_type=_SUM,
       )
   return total.reshape(*total.shape[:3], -1).astype(maps.dtype)
 
@@ -130,12 +134,36 @@ def _conv(maps, mixing, kernel, bias, strides, dilation):
 
 
 def _folded(maps, mixing, kernel, bias, strides, dilation):
+  b, h, w, m, d = maps.shape
+  height, width, t, features = kernel.shape
+  kernel = kernel.reshape(height, width, t, d, features // d)
+  weights = jnp.einsum('mt,yxtdn->dyxnm', mixing, kernel)
+  offsets = None
   if bias is not None:
-    # A bias is the weight of one more map, of ones.
-    maps = jnp.pad(maps, ((0, 0),) * 3 + ((0, 1), (0, 0)), constant_values=1)
-    mixing = jnp.concatenate([mixing, bias[None]])
-  kernel = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
-  return _grouped(jnp.swapaxes(maps, 3, 4), kernel, strides, dilation)
+    offsets = jnp.einsum('t,yxtdn->dyxn', bias, kernel)[..., None]
+  pads = [windows.padding(side, dilation) for side in (height, width)]
+  edges = [(pad, pad) for pad in pads]
+
+  @jax.checkpoint
+  def convolve_channel(channel):
+    x, weight, offset = channel
+    y = jnp.einsum('yxnm,mp->yxnp', weight, x, preferred_element_type=_SUM)
+    if offset is not None:
+      y += offset.astype(_SUM)
+    y = y.reshape(height, width, -1, b, h, w)
+    y = jnp.pad(y, ((0, 0),) * 4 + tuple(edges))
+    total = 0.0
+    for i in range(height):
+      for j in range(width):
+        top, left = i * dilation, j * dilation
+        rows = slice(top, top + h, strides)
+        total += y[i, j, :, :, rows, left : left + w : strides]
+    return total.astype(maps.dtype)
+
+  # The loop runs over channels, as the batch may be spread over devices.
+  x = maps.transpose(4, 3, 0, 1, 2).reshape(d, m, b * h * w)
+  y = lax.map(convolve_channel, (x, weights, offsets))
+  return y.transpose(2, 3, 4, 0, 1).reshape(*y.shape[2:], features)
 
 
 def _grouped(maps, kernel, strides, dilation):

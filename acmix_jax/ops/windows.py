@@ -1,5 +1,7 @@
 """Geometry of odd square windows: padding, sizes, and the checks of both."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -55,3 +57,9 @@ def reflected(size: int, pad: int) -> np.ndarray:
     int array [size + 2 * pad] of values in 0..size-1.
   """
   return np.pad(np.arange(size), pad, mode='reflect')
+
+
+def reflect(x: jax.Array, pad: int) -> jax.Array:
+  """Pads rows and columns of [b, h, w, ...] by `reflected` pixels."""
+  width = ((0, 0), (pad, pad), (pad, pad)) + ((0, 0),) * (x.ndim - 3)
+  return jnp.pad(x, width, mode='reflect')
