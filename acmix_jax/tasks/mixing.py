@@ -81,7 +81,8 @@ class Mixing:
   corrected lambda. A group of images shares one draw: mixup keeps the share
   lambda ~ Beta(alpha, alpha) of an image, CutMix replaces a box of about the
   area 1 - lambda, and the targets get the share that is left of the image. The
-  other image is the one at the same place from the end of the group.
+  other image is the one at the same place from the end of the group; it comes
+  from another device only where a group spans devices.
 
   Attributes:
     mixup_alpha: 0: no mixup.
