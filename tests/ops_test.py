@@ -92,20 +92,21 @@ def test_local_attention_equals_the_reference(name, case):
 @pytest.mark.parametrize('name', shift_convolution.IMPLEMENTATIONS)
 def test_shift_convolution_equals_the_reference(name, case):
   taps, m = min(9, case.kernel**2), 3 * case.heads
+  # A bias, or maps that were mixed elsewhere.
+  bias, mixed = (1, 1, 1, taps, 1), (2, case.h, case.w, taps, case.depth)
   inputs = [
     normal(0, (2, case.h, case.w, m, case.depth), case.dtype),
     normal(1, (m, taps), case.dtype),
     normal(
       2, (case.kernel, case.kernel, taps, case.depth * case.heads), case.dtype
     ),
-    normal(3, (taps,), case.dtype),
+    normal(3, mixed if case.strides == 1 else bias, case.dtype),
   ]
+  run = functools.partial(
+    shift_convolution.shift_convolution, implementation=name, **case.options
+  )
   assert_same(
-    jax.jit(
-      functools.partial(
-        shift_convolution.shift_convolution, implementation=name, **case.options
-      )
-    ),
+    jax.jit(run),
     functools.partial(reference.shift_convolution, **case.options),
     inputs,
     case.dtype,

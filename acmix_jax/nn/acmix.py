@@ -77,11 +77,9 @@ class Mix(nn.Module):
     )
 
   def _convolve(self, projections):
-    q, k, v, valid = (
-      projections.q,
-      projections.k,
-      projections.v,
-      projections.valid,
+    q, k, v = (
+      x.astype(self.dtype or x.dtype)
+      for x in (projections.q, projections.k, projections.v)
     )
     heads, taps = q.shape[3], self.kernel_size**2
     count = heads + k.shape[3] + v.shape[3]
@@ -89,35 +87,35 @@ class Mix(nn.Module):
       'mixing', self.mixing_init, (count, taps), self.param_dtype
     )
     kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
-    bias = None
-    if self.mixing_bias:
-      bias_init = common.torch_bias(count)
-      bias = self.param('mixing_bias', bias_init, (taps,), self.param_dtype)
-    maps = [x.astype(self.dtype or x.dtype) for x in (q, k, v)]
-    if k.shape[1:3] != q.shape[1:3]:
-      # The mixing is of one pixel, so it may come before the upsampling: the
-      # coarse maps then reach the convolution already mixed, each for one tap.
-      coarse = jnp.concatenate(maps[1:], axis=3)
-      mixed = jnp.einsum(
-        'bhwmd,mt->bhwtd', coarse, mixing[heads:].astype(coarse.dtype)
-      )
-      maps[1:] = [_upsample(mixed, *q.shape[1:3])]
-      mixing = jnp.concatenate([mixing[:heads], jnp.eye(taps)])
-    if valid is not None and bias is not None:
-      # The bias as the weight of one more map, which ends where the pixels do.
-      ones = jnp.asarray(valid, maps[0].dtype)[None, :, :, None, None]
-      maps.append(jnp.broadcast_to(ones, (*q.shape[:3], 1, q.shape[4])))
-      mixing, bias = jnp.concatenate([mixing, bias[None]]), None
-    maps = jnp.concatenate(maps, axis=3)
+    offset = self._bias(count, projections.valid)
+    if k.shape[1:3] == q.shape[1:3]:
+      maps = jnp.concatenate([q, k, v], axis=3)
+    else:
+      # Mixing is of one pixel, so it may come before the upsampling.
+      coarse, weights = jnp.concatenate([k, v], axis=3), mixing[heads:]
+      mixed = jnp.einsum('bhwmd,mt->bhwtd', coarse, weights.astype(q.dtype))
+      mixed = _upsample(mixed, *q.shape[1:3])
+      offset = mixed if offset is None else mixed + offset
+      maps, mixing = q, mixing[:heads]
     return shift_convolution.shift_convolution(
       maps,
       mixing,
       kernel,
-      bias,
+      offset,
       strides=self.strides,
       dilation=self.dilation,
       implementation=self.implementation,
     )
+
+  def _bias(self, count, valid):
+    """The bias of the mixing where pixels are valid, [1, h, w, t, 1]."""
+    if not self.mixing_bias:
+      return None
+    shape = (self.kernel_size**2,)
+    init = common.torch_bias(count)
+    bias = self.param('mixing_bias', init, shape, self.param_dtype)
+    bias = bias.reshape(1, 1, 1, -1, 1)
+    return bias if valid is None else bias * valid[None, :, :, None, None]
 
   def _shifts(self, key, features):
     del key

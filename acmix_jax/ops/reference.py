@@ -57,7 +57,7 @@ def shift_convolution(
   maps: jax.Array,
   mixing: jax.Array,
   kernel: jax.Array,
-  bias: jax.Array | None = None,
+  offset: jax.Array | None = None,
   *,
   strides: int = 1,
   dilation: int = 1,
@@ -68,7 +68,8 @@ def shift_convolution(
     maps: [b, h, w, m, d].
     mixing: fully connected weights [m, t], shared by the d channels.
     kernel: [kh, kw, t, d * n]; output channel c belongs to channel c // n.
-    bias: [t] added to the mixed maps, before zero padding.
+    offset: added to the mixed maps before zero padding; it broadcasts to
+      [b, h, w, t, d].
     strides: pixels between outputs.
     dilation: pixels between neighbouring taps.
 
@@ -77,8 +78,8 @@ def shift_convolution(
   """
   b, h, w, _, d = maps.shape
   mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
-  if bias is not None:
-    mixed = mixed + bias[None, None, None, :, None]
+  if offset is not None:
+    mixed = mixed + offset
   pad_h = windows.padding(kernel.shape[0], dilation)
   pad_w = windows.padding(kernel.shape[1], dilation)
   mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))

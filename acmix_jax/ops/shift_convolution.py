@@ -25,7 +25,7 @@ def shift_convolution(
   maps: jax.Array,
   mixing: jax.Array,
   kernel: jax.Array,
-  bias: jax.Array | None = None,
+  offset: jax.Array | None = None,
   *,
   strides: int = 1,
   dilation: int = 1,
@@ -43,7 +43,8 @@ def shift_convolution(
     mixing: fully connected weights [m, t], shared by the d channels.
     kernel: [k, k, t, d * n]; group c // n of output channel c is channel
       c // n of the maps. `shift_kernel` is its start value.
-    bias: [t] added to the mixed maps, before zero padding.
+    offset: added to the mixed maps before zero padding, of a shape that
+      broadcasts to [b, h, w, t, d]: a bias is [1, 1, 1, t, 1].
     strides: pixels between outputs.
     dilation: pixels between neighbouring taps.
     implementation: a name of `IMPLEMENTATIONS`.
@@ -55,12 +56,12 @@ def shift_convolution(
     ValueError: shapes that disagree, a window that is not centred, or an
       unknown implementation.
   """
-  _check(maps, mixing, kernel, bias, strides, dilation, implementation)
+  _check(maps, mixing, kernel, offset, strides, dilation, implementation)
   mixing, kernel = mixing.astype(maps.dtype), kernel.astype(maps.dtype)
-  if bias is not None:
-    bias = bias.astype(maps.dtype)
+  if offset is not None:
+    offset = offset.astype(maps.dtype)
   convolve = IMPLEMENTATIONS[implementation]
-  return convolve(maps, mixing, kernel, bias, strides, dilation)
+  return convolve(maps, mixing, kernel, offset, strides, dilation)
 
 
 def shift_kernel(kernel_size: int, features: int) -> jax.Array:
@@ -78,7 +79,7 @@ def shift_kernel(kernel_size: int, features: int) -> jax.Array:
   return jnp.tile(one_hot, features)
 
 
-def _check(maps, mixing, kernel, bias, strides, dilation, implementation):
+def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
   name = 'shift_convolution'
   if maps.ndim != 5:
     raise ValueError(f'{name}: maps {maps.shape}; [b, h, w, m, d] is needed.')
@@ -93,8 +94,15 @@ def _check(maps, mixing, kernel, bias, strides, dilation, implementation):
       f'{name}: kernel {kernel.shape}; [k, k, t, d * n] with t = {t}, d = {d} '
       'is needed.'
     )
-  if bias is not None and bias.shape != (t,):
-    raise ValueError(f'{name}: bias {bias.shape}; [t] = ({t},) is needed.')
+  mixed = (*maps.shape[:3], t, d)
+  if offset is not None and (
+    offset.ndim != 5
+    or any(n not in (1, m) for n, m in zip(offset.shape, mixed, strict=True))
+  ):
+    raise ValueError(
+      f'{name}: offset {offset.shape}; a shape that broadcasts to '
+      f'[b, h, w, t, d] = {mixed} is needed.'
+    )
   for side in kernel.shape[:2]:
     windows.check_window(name, side, strides, dilation)
   if implementation not in IMPLEMENTATIONS:
@@ -104,14 +112,10 @@ def _check(maps, mixing, kernel, bias, strides, dilation, implementation):
     )
 
 
-def _shifts(maps, mixing, kernel, bias, strides, dilation):
+def _shifts(maps, mixing, kernel, offset, strides, dilation):
   h, w, d = maps.shape[1], maps.shape[2], maps.shape[4]
-  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
-  if bias is not None:
-    mixed += bias.reshape(1, 1, 1, -1, 1)
-  pads = [windows.padding(side, dilation) for side in kernel.shape[:2]]
-  edges = [(pad, pad) for pad in pads]
-  mixed = jnp.pad(mixed, ((0, 0), *edges, (0, 0), (0, 0)))
+  mixed = _mix(maps, mixing, offset)
+  mixed = jnp.pad(mixed, ((0, 0), *_edges(kernel, dilation), (0, 0), (0, 0)))
   kernel = kernel.reshape(*kernel.shape[:3], d, -1)
   total = jnp.zeros((), _SUM)
   for i in range(kernel.shape[0]):
@@ -126,58 +130,65 @@ def _shifts(maps, mixing, kernel, bias, strides, dilation):
   return total.reshape(*total.shape[:3], -1).astype(maps.dtype)
 
 
-def _conv(maps, mixing, kernel, bias, strides, dilation):
-  mixed = jnp.einsum('bhwmd,mt->bhwdt', maps, mixing)
-  if bias is not None:
-    mixed += bias.reshape(1, 1, 1, 1, -1)
-  return _grouped(mixed, kernel, strides, dilation)
+def _conv(maps, mixing, kernel, offset, strides, dilation):
+  mixed = _mix(maps, mixing, offset).swapaxes(3, 4)
+  return lax.conv_general_dilated(
+    mixed.reshape(*mixed.shape[:3], -1),
+    kernel,
+    window_strides=(strides, strides),
+    padding=_edges(kernel, dilation),
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=maps.shape[4],
+  )
 
 
-def _folded(maps, mixing, kernel, bias, strides, dilation):
+def _folded(maps, mixing, kernel, offset, strides, dilation):
+  folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
+  out = _convolve_channels(maps, folded, strides, dilation)
+  if offset is not None:
+    # It is mixed already. A bias is the same for all images: so is its sum.
+    shape = (len(offset), *maps.shape[1:3], kernel.shape[2], maps.shape[4])
+    offset = jnp.broadcast_to(offset, shape)
+    out += _convolve_channels(offset, kernel, strides, dilation)
+  return out
+
+
+def _convolve_channels(maps, kernel, strides, dilation):
+  """Grouped convolution of [b, h, w, m, d], one channel after the other."""
   b, h, w, m, d = maps.shape
-  height, width, t, features = kernel.shape
-  kernel = kernel.reshape(height, width, t, d, features // d)
-  weights = jnp.einsum('mt,yxtdn->dyxnm', mixing, kernel)
-  offsets = None
-  if bias is not None:
-    offsets = jnp.einsum('t,yxtdn->dyxn', bias, kernel)[..., None]
-  pads = [windows.padding(side, dilation) for side in (height, width)]
-  edges = [(pad, pad) for pad in pads]
+  edges = ((0, 0), (0, 0), *_edges(kernel, dilation))
 
   @jax.checkpoint
-  def convolve_channel(channel):
-    x, weight, offset = channel
-    y = jnp.einsum('yxnm,mp->yxnp', weight, x, preferred_element_type=_SUM)
-    if offset is not None:
-      y += offset.astype(_SUM)
-    y = y.reshape(height, width, -1, b, h, w)
-    y = jnp.pad(y, ((0, 0),) * 4 + tuple(edges))
-    total = 0.0
-    for i in range(height):
-      for j in range(width):
+  def convolve(channel):
+    x, weights = channel
+    total = jnp.zeros((), _SUM)
+    # What the maps send to each neighbour is one product, shifted afterwards.
+    sent = jnp.einsum('yxmn,mp->yxnp', weights, x, preferred_element_type=_SUM)
+    for i, row in enumerate(sent):
+      for j, y in enumerate(row):
+        y = jnp.pad(y.reshape(-1, b, h, w), edges)
         top, left = i * dilation, j * dilation
-        rows = slice(top, top + h, strides)
-        total += y[i, j, :, :, rows, left : left + w : strides]
+        rows, columns = slice(top, top + h), slice(left, left + w)
+        total += y[:, :, rows, columns][:, :, ::strides, ::strides]
     return total.astype(maps.dtype)
 
   # The loop runs over channels, as the batch may be spread over devices.
   x = maps.transpose(4, 3, 0, 1, 2).reshape(d, m, b * h * w)
-  y = lax.map(convolve_channel, (x, weights, offsets))
-  return y.transpose(2, 3, 4, 0, 1).reshape(*y.shape[2:], features)
+  weights = kernel.reshape(*kernel.shape[:3], d, -1).transpose(3, 0, 1, 2, 4)
+  y = lax.map(convolve, (x, weights)).transpose(2, 3, 4, 0, 1)
+  return y.reshape(*y.shape[:3], -1)
 
 
-def _grouped(maps, kernel, strides, dilation):
-  """Grouped convolution of maps [b, h, w, d, t], one group a channel d."""
+def _mix(maps, mixing, offset):
+  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
+  return mixed if offset is None else mixed + offset
+
+
+def _edges(kernel, dilation):
+  """Zeros before and after the rows and the columns of a map."""
   pads = [windows.padding(side, dilation) for side in kernel.shape[:2]]
-  return lax.conv_general_dilated(
-    maps.reshape(*maps.shape[:3], -1),
-    kernel,
-    window_strides=(strides, strides),
-    padding=[(pad, pad) for pad in pads],
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=maps.shape[3],
-  )
+  return [(pad, pad) for pad in pads]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
