@@ -1,0 +1,63 @@
+"""Targets, loss and metrics of classification, worked by hand."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from acmix_jax.tasks import classification
+
+
+@pytest.mark.parametrize(
+  'over, label, other',
+  [('others', 0.9, 0.1 / 3), ('all', 0.9 + 0.1 / 4, 0.1 / 4)],
+)
+def test_smoothed_labels(over, label, other):
+  targets = classification.smooth_labels(jnp.array([2, 0]), 4, 0.1, over)
+  expected = [[other, other, label, other], [label, other, other, other]]
+  np.testing.assert_allclose(targets, expected, rtol=1e-6)
+  np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_cross_entropy_of_smoothed_labels():
+  logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]], jnp.float32)) + 7
+  targets = classification.smooth_labels(jnp.array([1]), 3, 0.2, 'others')
+  expected = -(0.1 * math.log(0.5) + 0.8 * math.log(0.3) + 0.1 * math.log(0.2))
+  loss = classification.cross_entropy(logits.astype(jnp.bfloat16), targets)
+  assert loss.dtype == jnp.float32
+  assert loss[0] == pytest.approx(expected, rel=2e-2)
+  loss = classification.cross_entropy(logits, targets)
+  assert loss[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_in_top_counts_ranks_and_takes_few_classes():
+  logits = jnp.array([[3.0, 2.0, 1.0, 0.0]] * 4)
+  labels = jnp.arange(4)
+  top = lambda k: classification.in_top(logits, labels, k).tolist()  # noqa: E731
+  assert top(1) == [1, 0, 0, 0]
+  assert top(3) == [1, 1, 1, 0]
+  assert top(5) == [1, 1, 1, 1]
+
+
+def test_evaluator_counts_only_what_the_mask_shows():
+  evaluator = classification.Evaluator()
+  evaluator.update(
+    {
+      'loss': np.array([1.0, 2.0, 100.0], np.float32),
+      'top1': np.array([1.0, 0.0, 1.0], np.float32),
+      'top5': np.array([1.0, 1.0, 1.0], np.float32),
+      'mask': np.array([True, True, False]),
+    }
+  )
+  evaluator.update(
+    {
+      'loss': np.array([6.0, 50.0], np.float32),
+      'top1': np.array([0.0, 1.0], np.float32),
+      'top5': np.array([0.0, 1.0], np.float32),
+      'mask': np.array([True, False]),
+    }
+  )
+  assert evaluator.result() == pytest.approx(
+    {'loss': 3.0, 'top1': 1 / 3, 'top5': 2 / 3, 'count': 3}
+  )
