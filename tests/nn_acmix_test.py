@@ -57,7 +57,7 @@ def assert_relative(got, want, tolerance=1e-5):
   ],
 )
 @pytest.mark.parametrize('convolution', ['shifts', 'conv', 'folded'])
-@pytest.mark.parametrize('attention', ['patches', 'tiles'])
+@pytest.mark.parametrize('attention', ['auto', 'patches'])
 def test_acmix_equals_the_official_code(name, options, attention, convolution):
   arrays, variables = load(name)
   layer = acmix_jax.ACmix(

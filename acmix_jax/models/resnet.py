@@ -68,6 +68,7 @@ class ResNet(nn.Module):
     norm_groups: groups of the batch with batch statistics of their own.
     dtype: of the computation; logits are float32.
     param_dtype: of the parameters.
+    remat: what is kept of a block for its gradient; see `common.apply_block`.
     attention_implementation: of `ops.local_attention`.
     convolution_implementation: of `ops.shift_convolution`.
   """
@@ -83,10 +84,12 @@ class ResNet(nn.Module):
   norm_groups: int = 1
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
-  attention_implementation: str = 'tiles'
+  remat: str = 'none'
+  attention_implementation: str = 'auto'
   convolution_implementation: str = 'folded'
 
   def setup(self):
+    common.check_choice('ResNet', 'remat', self.remat, common.REMATS)
     common.check_choice('ResNet', 'stem', self.stem, ('imagenet', 'small'))
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     conv = functools.partial(_conv, **dtypes)
@@ -120,7 +123,7 @@ class ResNet(nn.Module):
     stages = {}
     for number in range(1, len(self.stage_sizes) + 1):
       for block in getattr(self, f'stage{number}'):
-        x = block(x, train=train)
+        x = common.apply_block(block, self.remat, x, train=train)
       stages[f'stage{number}'] = x
     return stages
 

@@ -188,7 +188,7 @@ class ACmix(nn.Module):
   kernel_init: nn.initializers.Initializer = common.TORCH_KERNEL
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
-  attention_implementation: str = 'tiles'
+  attention_implementation: str = 'auto'
   convolution_implementation: str = 'folded'
 
   @nn.compact

@@ -1,9 +1,14 @@
 """Layers and initialisers that every family shares."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
+
+# What `apply_block` keeps of a block for its gradient.
+REMATS = ('none', 'products', 'block')
 
 # He et al. for rectified layers, as torchvision's ResNets start.
 KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -56,6 +61,43 @@ def check_map(name: str, x: jax.Array):
       f'{name}: input of shape {x.shape}; [b, h, w, c] is needed (add a batch '
       'axis with x[None]).'
     )
+
+
+def apply_block(
+  block: nn.Module,
+  remat: str,
+  x: jax.Array,
+  *context: Any,
+  train: bool,
+) -> jax.Array:
+  """Applies a block, of which less may be kept for its gradient.
+
+  Args:
+    block: module that maps (x, *context, train=...) to an array.
+    remat: 'none': the gradient finds all that it needs. 'products': it finds
+      the results of dense layers and convolutions; norms, activations and what
+      attention makes of its projections are computed again. 'block': it finds
+      x alone.
+    x: input of the block.
+    *context: static.
+    train: static.
+  """
+  if remat == 'none':
+    return block(x, *context, train=train)
+
+  def apply(block, x):
+    return block(x, *context, train=train)
+
+  policy = _is_product if remat == 'products' else None
+  return nn.remat(apply, policy=policy)(block, x)
+
+
+def _is_product(primitive, *args, **params):
+  """Policy of `jax.checkpoint`: products of which one factor is shared."""
+  if primitive.name == 'conv_general_dilated':
+    return params['feature_group_count'] == 1
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return dots(primitive, *args, **params)
 
 
 class Dense(nn.Module):

@@ -34,7 +34,7 @@ class LocalAttention(attention.Attention):
   kernel_size: int = 7
   strides: int = 1
   dilation: int = 1
-  implementation: str = 'tiles'
+  implementation: str = 'auto'
   kernel_init: nn.initializers.Initializer = common.TORCH_KERNEL
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32

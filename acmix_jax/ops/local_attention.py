@@ -4,6 +4,8 @@ Exact implementations behind `local_attention`:
   patches: copies the window of each query (k*k times the memory of k and v).
   tiles: a square of queries shares the square of keys that its windows cover;
     one tile after the other, so that only one is in memory.
+  pallas: one fused kernel for TPU, another for GPU; the logits stay on chip.
+  auto: see `local_attention`.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import local_attention_tiles, windows
+from acmix_jax.ops import (
+  local_attention_pallas,
+  local_attention_tiles,
+  windows,
+)
 
 
 def local_attention(
@@ -24,7 +30,7 @@ def local_attention(
   kernel_size: int = 7,
   strides: int = 1,
   dilation: int = 1,
-  implementation: str = 'tiles',
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Softmax attention over a window of each pixel (paper eq. 1, 2).
 
@@ -44,7 +50,11 @@ def local_attention(
     kernel_size: odd side of the window in keys.
     strides: pixels between queries.
     dilation: pixels between neighbouring keys of a window.
-    implementation: a name of `IMPLEMENTATIONS`.
+    implementation: a name of `IMPLEMENTATIONS`. 'auto' takes the kernel on
+      TPU wherever `local_attention_pallas.supports` says that it serves the
+      shape, and tiles elsewhere, with the same numbers. The GPU kernel is
+      tested but has not run on a GPU yet, so it has to be asked for by
+      'pallas'; 'patches' is there to compare with.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), n, d] in the dtype of v.
@@ -109,7 +119,33 @@ def _patches(q, k, v, kernel_size, strides, dilation):
   return jnp.einsum('bhwnt,bhwndt->bhwnd', weights, unfold(v))
 
 
+def _auto(q, k, v, *window):
+  kernels = {}
+  if local_attention_pallas.supports(q, k, *window, platform='tpu'):
+    kernels['tpu'] = lambda *maps: local_attention_pallas.attend(*maps, *window)
+  return lax.platform_dependent(
+    *(q, k, v),
+    default=lambda *maps: local_attention_tiles.attend(*maps, *window),
+    **kernels,
+  )
+
+
+def _pallas(q, k, v, *window):
+  platforms = ('tpu', 'cuda')
+  if not any(
+    local_attention_pallas.supports(q, k, *window, platform=platform)
+    for platform in platforms
+  ):
+    raise ValueError(
+      f'local_attention: no kernel serves {k.dtype} maps of {k.shape[1:3]} '
+      f"with {k.shape[3]} heads of {k.shape[4]}; 'auto' and 'tiles' do."
+    )
+  return local_attention_pallas.attend(q, k, v, *window)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+  'auto': _auto,
   'patches': _patches,
   'tiles': local_attention_tiles.attend,
+  'pallas': _pallas,
 }
