@@ -16,7 +16,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 # Of the official models (those of attention by the closed form: without the
 # 27 n + 81 c + 2 parameters of the convolution path of each block).
 PARAMETERS = {
-  'digits_acmix': 105_130,
+  'digits_acmix': 390_300,
   'resnet26': 13_696_552,
   'resnet38': 19_626_792,
   'resnet50': 25_557_032,
