@@ -103,6 +103,9 @@ def _base(name: str) -> ml_collections.ConfigDict:
   config.model.name = name
   config.model.num_classes = 1000
   config.model.dtype = 'float32'  # of the computation; 'bfloat16' is faster
+  # What the gradient computes again, to save memory: 'none', all but the
+  # 'products', or each whole 'block'.
+  config.model.remat = 'none'
 
   config.data = _data()
 

@@ -39,6 +39,7 @@ class PVT(nn.Module):
     drop_path: of the last block; the first has 0.
     dtype: of the computation; logits are float32.
     param_dtype: of the parameters.
+    remat: what is kept of a block for its gradient; see `common.apply_blocks`.
     convolution_implementation: of `ops.shift_convolution`.
   """
 
@@ -55,9 +56,11 @@ class PVT(nn.Module):
   drop_path: float = 0.0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
   convolution_implementation: str = 'folded'
 
   def setup(self):
+    common.check_choice('PVT', 'remat', self.remat, common.REMATS)
     common.check_stages(
       'PVT',
       self.stage_sizes,
@@ -121,8 +124,7 @@ class PVT(nn.Module):
         token = (self.token + self.token_position).astype(x.dtype)
         token = jnp.broadcast_to(token, (len(x), 1, token.size))
         y = jnp.concatenate([token, y], axis=1)
-      for block in getattr(self, f'stage{stage}'):
-        y = block(y, grid, train=train)
+      y = common.apply_blocks(self, f'stage{stage}', y, grid, train=train)
       x = y[:, y.shape[1] - grid[0] * grid[1] :].reshape(x.shape)
       stages[f'stage{stage}'] = x
     return stages, y

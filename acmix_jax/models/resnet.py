@@ -68,7 +68,7 @@ class ResNet(nn.Module):
     norm_groups: groups of the batch with batch statistics of their own.
     dtype: of the computation; logits are float32.
     param_dtype: of the parameters.
-    remat: what is kept of a block for its gradient; see `common.apply_block`.
+    remat: what is kept of a block for its gradient; see `common.apply_blocks`.
     attention_implementation: of `ops.local_attention`.
     convolution_implementation: of `ops.shift_convolution`.
   """
@@ -122,8 +122,7 @@ class ResNet(nn.Module):
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     stages = {}
     for number in range(1, len(self.stage_sizes) + 1):
-      for block in getattr(self, f'stage{number}'):
-        x = common.apply_block(block, self.remat, x, train=train)
+      x = common.apply_blocks(self, f'stage{number}', x, train=train)
       stages[f'stage{number}'] = x
     return stages
 

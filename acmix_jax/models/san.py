@@ -62,6 +62,7 @@ class SAN(nn.Module):
     norm_groups: groups of the batch with batch statistics of their own.
     dtype: of the computation; logits are float32.
     param_dtype: of the parameters.
+    remat: what is kept of a block for its gradient; see `common.apply_blocks`.
     convolution_implementation: of `ops.shift_convolution`.
   """
 
@@ -74,9 +75,11 @@ class SAN(nn.Module):
   norm_groups: int = 1
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
   convolution_implementation: str = 'folded'
 
   def setup(self):
+    common.check_choice('SAN', 'remat', self.remat, common.REMATS)
     common.check_stages(
       'SAN',
       self.stage_sizes,
@@ -112,8 +115,7 @@ class SAN(nn.Module):
     for stage in range(len(self.stage_sizes)):
       x = nn.max_pool(x, (2, 2), (2, 2))
       x = getattr(self, f'conv{stage}')(x)
-      for block in getattr(self, f'stage{stage}'):
-        x = block(x, train=train)
+      x = common.apply_blocks(self, f'stage{stage}', x, train=train)
       x = nn.relu(getattr(self, f'norm{stage}')(x, train=train))
       if stage:
         stages[f'stage{stage}'] = x

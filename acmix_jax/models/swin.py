@@ -58,6 +58,7 @@ class Swin(nn.Module):
     drop_path: of the last block; the first has 0.
     dtype: of the computation; logits are float32.
     param_dtype: of the parameters.
+    remat: what is kept of a block for its gradient; see `common.apply_blocks`.
     convolution_implementation: of `ops.shift_convolution`.
   """
 
@@ -73,9 +74,11 @@ class Swin(nn.Module):
   drop_path: float = 0.0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
   convolution_implementation: str = 'folded'
 
   def setup(self):
+    common.check_choice('Swin', 'remat', self.remat, common.REMATS)
     common.check_stages('Swin', self.stage_sizes, num_heads=self.num_heads)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     rates = iter(transformer.drop_path_rates(self.drop_path, self.stage_sizes))
@@ -110,8 +113,7 @@ class Swin(nn.Module):
     for stage in range(1, len(self.stage_sizes) + 1):
       if stage > 1:
         x = getattr(self, f'merge{stage}')(x)
-      for block in getattr(self, f'stage{stage}'):
-        x = block(x, train=train)
+      x = common.apply_blocks(self, f'stage{stage}', x, train=train)
       stages[f'stage{stage}'] = x
     return stages
 

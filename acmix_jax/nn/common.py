@@ -63,33 +63,35 @@ def check_map(name: str, x: jax.Array):
     )
 
 
-def apply_block(
-  block: nn.Module,
-  remat: str,
-  x: jax.Array,
-  *context: Any,
-  train: bool,
+def apply_blocks(
+  model: nn.Module, blocks: str, x: jax.Array, *context: Any, train: bool
 ) -> jax.Array:
-  """Applies a block, of which less may be kept for its gradient.
+  """Applies blocks in turn; `model.remat` says what their gradients find.
+
+  'none': all that they need. 'products': the results of dense layers and
+  convolutions; norms, activations and what attention makes of its projections
+  are computed again. 'block': the input of each block alone.
 
   Args:
-    block: module that maps (x, *context, train=...) to an array.
-    remat: 'none': the gradient finds all that it needs. 'products': it finds
-      the results of dense layers and convolutions; norms, activations and what
-      attention makes of its projections are computed again. 'block': it finds
-      x alone.
-    x: input of the block.
+    model: module with a field `remat` and the blocks.
+    blocks: attribute of the model, a list of modules that map
+      (x, *context, train=...) to an array.
+    x: input of the first.
     *context: static.
     train: static.
   """
-  if remat == 'none':
-    return block(x, *context, train=train)
+  for i in range(len(getattr(model, blocks))):
 
-  def apply(block, x):
-    return block(x, *context, train=train)
+    def apply(model, x, i=i):
+      return getattr(model, blocks)[i](x, *context, train=train)
 
-  policy = _is_product if remat == 'products' else None
-  return nn.remat(apply, policy=policy)(block, x)
+    # The model is lifted, not the block: flax loses the scopes that the layers
+    # of a bound block share.
+    if model.remat != 'none':
+      policy = _is_product if model.remat == 'products' else None
+      apply = nn.remat(apply, policy=policy)
+    x = apply(model, x)
+  return x
 
 
 def _is_product(primitive, *args, **params):
