@@ -43,7 +43,7 @@ def _use_tiny(patch):
   patch.setattr(
     models,
     'create_model',
-    lambda name, num_classes, dtype, norm_groups: Tiny(num_classes),
+    lambda name, num_classes, **fields: Tiny(num_classes),
   )
 
 

@@ -6,6 +6,7 @@ and does what a training that was never stopped would do.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -95,16 +96,12 @@ def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 def _train(config, task, mesh, workdir):
   """Trains to the end, or to SIGTERM; see `run`."""
-  settings = config.train
-  epoch = task.steps_per_epoch
-  num_steps = settings.num_steps or round(settings.num_epochs * epoch)
-  eval_every = settings.eval_every_steps or epoch
-  checkpoint_every = settings.checkpoint_every_steps or epoch
+  plan = _Plan.of(config.train, task.steps_per_epoch)
   schedule = optim.make_schedule(
     config.optim,
-    num_steps=num_steps,
-    steps_per_epoch=epoch,
-    batch_size=settings.batch_size,
+    num_steps=plan.num_steps,
+    steps_per_epoch=task.steps_per_epoch,
+    batch_size=config.train.batch_size,
   )
   optimizer = optim.make_optimizer(config.optim, schedule)
   with contextlib.ExitStack() as stack:
@@ -113,32 +110,30 @@ def _train(config, task, mesh, workdir):
       workdir, best_metric=task.best_metric, **config.checkpoint
     )
     stack.callback(checkpoints.close)
-    shapes, state, window = _start(config, task, mesh, optimizer, checkpoints)
+    state, window = _start(config, task, mesh, optimizer, checkpoints)
+    start_step = int(state.step)
+    log = writer.TrainingLog(workdir, config, start_step, plan.num_steps)
+    stack.callback(log.close)
+    if start_step >= plan.num_steps:
+      logger.info('Nothing to do: step %d of %d.', start_step, plan.num_steps)
+      return {}
+    batches = task.train_data(
+      start_step, jax.process_index(), jax.process_count()
+    )
+    stack.callback(batches.close)
     train_step = state_lib.jit_train_step(
       state_lib.make_train_step(
         task,
         optimizer,
         seed=config.seed,
-        accumulate_steps=settings.accumulate_steps,
-        ema_decay=settings.ema_decay,
+        accumulate_steps=config.train.accumulate_steps,
+        ema_decay=config.train.ema_decay,
       ),
-      shapes,
+      state,
       mesh,
     )
-    predict = state_lib.jit_predict(task, mesh)
-    start_step = int(state.step)
-    log = writer.TrainingLog(workdir, config, start_step, num_steps)
-    stack.callback(log.close)
-    result = {}
-    if start_step >= num_steps:
-      logger.info('Nothing to do: step %d of %d.', start_step, num_steps)
-      return result
-    batches = task.train_data(
-      start_step, jax.process_index(), jax.process_count()
-    )
-    stack.callback(batches.close)
-
-    for step in range(start_step + 1, num_steps + 1):
+    between = _Between(task, mesh, schedule, checkpoints, log, window)
+    for step in range(start_step + 1, plan.num_steps + 1):
       batch = mesh_lib.to_devices(next(batches), mesh)
       state, metrics = train_step(state, batch)
       window.add(metrics)
@@ -147,51 +142,91 @@ def _train(config, task, mesh, workdir):
         jax.block_until_ready(metrics)
         log.start_clock(step)
       stopping = stop.reached(step)
-      last = step == num_steps
-      evaluating = last or step % eval_every == 0
-      # An evaluated state is always saved, so that the best one is there.
-      saving = stopping or evaluating or step % checkpoint_every == 0
-      logging_now = last or step % settings.log_every_steps == 0
-      if not (logging_now or saving):
-        continue
-
-      _check_finite(window, checkpoints)
-      log.pause_clock(step)
-      if logging_now:
-        log.train(
-          step,
-          window.flush(),
-          learning_rate=float(schedule(step - 1)),
-          params=state.params,
-          damaged=batches.damaged,
-        )
-      evaluated = {}
-      if evaluating:
-        evaluated = evaluate(task, predict, state.evaluated(), mesh)
-        log.eval(step, evaluated)
-        result = evaluated
-      if saving:
-        checkpoints.save(
-          state, step=step, window=window.read(), metrics=evaluated
-        )
+      due = plan.due(step)
+      if due or stopping:
+        between.act(step, due, state, batches.damaged, stopping)
       if stopping:
         logger.info('SIGTERM: saved step %d; run again to resume.', step)
-        return result
-      log.start_clock(step)
-    return result
+        break
+    return between.evaluated
 
 
-def _check_finite(window, checkpoints):
-  try:
-    window.read()
-  except window_lib.NonFiniteError as error:
-    step = checkpoints.latest_step()
-    left = 'there is no checkpoint' if step is None else f'step {step} is saved'
-    raise window_lib.NonFiniteError(f'{error}; {left}.') from error
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What is due after which step; after the last one, all."""
+
+  num_steps: int
+  every: dict[str, int]
+
+  @classmethod
+  def of(cls, train: ml_collections.ConfigDict, epoch: int) -> '_Plan':
+    """Plan of a config, where 0 stands for an epoch of so many steps."""
+    return cls(
+      train.num_steps or round(train.num_epochs * epoch),
+      {
+        'log': train.log_every_steps,
+        'eval': train.eval_every_steps or epoch,
+        'checkpoint': train.checkpoint_every_steps or epoch,
+      },
+    )
+
+  def due(self, step: int) -> set[str]:
+    """Those of 'log', 'eval' and 'checkpoint' that follow a step."""
+    last = step == self.num_steps
+    return {name for name, n in self.every.items() if last or step % n == 0}
+
+
+class _Between:
+  """What happens between updates; keeps the last evaluation in `evaluated`."""
+
+  def __init__(self, task, mesh, schedule, checkpoints, log, window):
+    self._task = task
+    self._mesh = mesh
+    self._predict = state_lib.jit_predict(task, mesh)
+    self._schedule = schedule
+    self._checkpoints = checkpoints
+    self._log = log
+    self._window = window
+    self.evaluated = {}
+
+  def act(self, step, due, state, damaged, stopping):
+    """Logs, evaluates and saves what is due, in this order."""
+    self._check_finite()
+    self._log.pause_clock(step)
+    if 'log' in due:
+      self._log.train(
+        step,
+        self._window.flush(),
+        learning_rate=float(self._schedule(step - 1)),
+        params=state.params,
+        damaged=damaged,
+      )
+    metrics = {}
+    if 'eval' in due:
+      metrics = self.evaluated = evaluate(
+        self._task, self._predict, state.evaluated(), self._mesh
+      )
+      self._log.eval(step, metrics)
+    # An evaluated state is always saved, so that the best one is there.
+    if stopping or due & {'eval', 'checkpoint'}:
+      self._checkpoints.save(
+        state, step=step, window=self._window.read(), metrics=metrics
+      )
+    self._log.start_clock(step)
+
+  def _check_finite(self):
+    try:
+      self._window.read()
+    except window_lib.NonFiniteError as error:
+      step = self._checkpoints.latest_step()
+      left = (
+        'no checkpoint is left' if step is None else f'step {step} is saved'
+      )
+      raise window_lib.NonFiniteError(f'{error}; {left}.') from error
 
 
 def _start(config, task, mesh, optimizer, checkpoints):
-  """(shapes, state, window): resumed, or from `init_from`, or random."""
+  """(state, window): resumed, or from `init_from`, or random."""
   init = functools.partial(
     state_lib.init_state,
     task,
@@ -211,7 +246,7 @@ def _start(config, task, mesh, optimizer, checkpoints):
   if step is not None:
     logger.info('Resuming after step %d.', step)
     state, values = checkpoints.restore(step, shapes)
-    return shapes, state, window_lib.Window(step, values)
+    return state, window_lib.Window(step, values)
   state = jax.jit(
     init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes)
   )(rng)
@@ -221,7 +256,7 @@ def _start(config, task, mesh, optimizer, checkpoints):
     state = checkpoint_lib.start_from(
       state, checkpoint_lib.load_weights(path), task.replaceable
     )
-  return shapes, state, window_lib.Window(0)
+  return state, window_lib.Window(0)
 
 
 def evaluate(

@@ -144,9 +144,9 @@ def make_train_step(
   return train_step
 
 
-def jit_train_step(step: Callable, shapes: TrainState, mesh: Mesh) -> Callable:
-  """Compiles an update for the mesh; the given state is consumed."""
-  shardings = mesh_lib.state_shardings(shapes, mesh)
+def jit_train_step(step: Callable, state: TrainState, mesh: Mesh) -> Callable:
+  """Compiles an update of such states; the state given to it is consumed."""
+  shardings = mesh_lib.state_shardings(state, mesh)
   return jax.jit(
     step,
     in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),

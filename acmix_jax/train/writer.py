@@ -125,6 +125,7 @@ class TrainingLog:
     self._batch_size = config.train.batch_size
     self._num_steps = num_steps
     self._terminal = sys.stderr.isatty()
+    self._line_is_open = False
     self._started = None
     self._seconds, self._steps, self._damaged = 0.0, 0, 0
 
@@ -192,12 +193,14 @@ class TrainingLog:
       text += f'  {speed:.0f} images/s  ETA {eta}'
     if self._terminal:
       print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
+      self._line_is_open = True
     else:
       logger.info('%s', text)
 
   def _end_line(self):
-    if self._terminal:
+    if self._line_is_open:
       print(file=sys.stderr)
+      self._line_is_open = False
 
 
 def _scalars(params: Any) -> dict[str, float]:
