@@ -13,16 +13,18 @@ from acmix_jax.train import state
 
 
 class Regression:
-  """A linear task without batch statistics; labels get noise from the key."""
+  """A linear task without batch statistics that shows its random numbers."""
 
   def init(self, rng):
     return {'params': {'w': jax.random.normal(rng, (3,))}}
 
   def loss(self, params, model_state, batch, rng):
-    noise = 0.0 * jax.random.normal(rng)
-    error = batch['x'] @ params['w'] - batch['y'] + noise
-    loss = jnp.mean(error**2)
-    return loss, (model_state, {'error': jnp.mean(jnp.abs(error))})
+    error = batch['x'] @ params['w'] - batch['y']
+    metrics = {
+      'error': jnp.mean(jnp.abs(error)),
+      'random': jax.random.normal(rng),
+    }
+    return jnp.mean(error**2), (model_state, metrics)
 
 
 def _batch(rows):
@@ -69,8 +71,20 @@ def test_accumulation_equals_the_whole_batch(parts):
   whole, metrics = _step(start, batch)
   ours, our_metrics = _step(start, batch, parts)
   np.testing.assert_allclose(ours.params['w'], whole.params['w'], rtol=1e-5)
-  for name in metrics:
+  for name in ('loss', 'error', 'grad_norm'):
     np.testing.assert_allclose(our_metrics[name], metrics[name], rtol=1e-5)
+
+
+def test_steps_and_parts_draw_random_numbers_of_their_own():
+  start, batch = _init(), _batch(8)
+  second, metrics = _step(start, batch)
+  draws = [
+    metrics['random'],
+    _step(second, batch)[1]['random'],
+    _step(start, batch, 2)[1]['random'],
+  ]
+  assert len({float(draw) for draw in draws}) == 3
+  assert _step(start, batch)[1]['random'] == draws[0]
 
 
 def test_averages_follow_the_variables():
