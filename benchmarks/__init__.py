@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.operator`, `.train_step`, `.pipeline`."""

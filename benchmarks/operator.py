@@ -1,0 +1,215 @@
+r"""The ACmix layer forward and backward, against the official PyTorch layer.
+
+python -m benchmarks.operator --acmix=DIR_OF_LEAPLABTHU_ACMIX \
+  [--torch_python=FILE] [--dtype=bfloat16 --batch=64 --peers=eager,compile,flex]
+
+By default 8 images in float32 on CPU, and 64 in bfloat16 with all peers on a
+GPU; there the official layer runs under autocast, as it fails in half
+precision. The peer 'flex' adds a table of the attention alone, against
+PyTorch's flex_attention over the same reflected windows. Temporary memory is
+what a compiled program needs beside its arguments and results.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import acmix_jax
+from acmix_jax.ops import local_attention, local_attention_pallas
+from benchmarks import harness
+
+_HEADS = 4
+_KERNEL_SIZE = 7
+# What is asked of `torch_peers`, by the name of the peer.
+_PEERS = {
+  'eager': {'work': 'layer', 'compile': False},
+  'compile': {'work': 'layer', 'compile': True},
+  'flex': {'work': 'flex_attention', 'kernel_size': _KERNEL_SIZE},
+}
+_HEADER = (
+  *('work', 'map', 'contestant', 'ms', 'PyTorch / this'),
+  *('temporary MiB', 'patches / this'),
+)
+
+Work = tuple[Callable, list[jax.Array]]
+
+
+def make_layer(
+  implementation: str, shape: tuple[int, ...], dtype: jnp.dtype
+) -> Work:
+  """An ACmix layer with its variables, input and gradient [b, h, w, c]."""
+  layer = acmix_jax.ACmix(
+    shape[-1],
+    _HEADS,
+    _KERNEL_SIZE,
+    dtype=dtype,
+    attention_implementation=implementation,
+  )
+  x, to_y = _random(2, shape, dtype)
+  variables = jax.jit(layer.init)(jax.random.key(0), x)
+  return layer.apply, [variables, x, to_y]
+
+
+def make_attention(
+  implementation: str, shape: tuple[int, ...], dtype: jnp.dtype
+) -> Work:
+  """The attention alone, without its position term."""
+  heads = (*shape[:-1], _HEADS, shape[-1] // _HEADS)
+
+  def attend(q, k, v):
+    return local_attention.local_attention(
+      q, k, v, kernel_size=_KERNEL_SIZE, implementation=implementation
+    )
+
+  return attend, _random(4, heads, dtype)
+
+
+# How ours is made and which peers do the same; the first of them that runs
+# gives the ratios.
+_WORKS = {
+  'layer': (make_layer, ('eager', 'compile')),
+  'attention': (make_attention, ('flex',)),
+}
+
+
+def measure(
+  work: str, shape: tuple[int, ...], args: argparse.Namespace, notes: list[str]
+) -> Iterator[dict[str, Any]]:
+  """Yields a row of the table for each contestant.
+
+  Args:
+    work: a name of `_WORKS`.
+    shape: of the map [b, h, w, c].
+    args: the parsed options.
+    notes: gets those that do not run.
+  """
+  harness.announce(f'{work} {shape}')
+  make, peers = _WORKS[work]
+  contestants, temporary = {}, {}
+  for implementation in _implementations(shape, args.dtype, notes):
+    function, arrays = make(implementation, shape, jnp.dtype(args.dtype))
+    compiled = _forward_backward(function).lower(*arrays).compile()
+    name = f'ours, {implementation}'
+    temporary[name] = compiled.memory_analysis().temp_size_in_bytes
+    contestants[name] = harness.compiled_contestant(compiled, *arrays)
+  request = {
+    'acmix': args.acmix,
+    'batch': shape[0],
+    'dtype': args.dtype,
+    'features': shape[3],
+    'num_heads': _HEADS,
+    'size': shape[1],
+  }
+  requests = {
+    f'PyTorch, {name}': request | _PEERS[name]
+    for name in peers
+    if name in args.peers
+  }
+  with contextlib.ExitStack() as stack:
+    peers = harness.start_peers(stack, requests, args.torch_python, notes)
+    seconds = harness.take_turns(
+      contestants | peers, args.rounds, args.turn_seconds
+    )
+  reference = seconds.get(next(iter(peers), None))
+  patches = temporary.get('ours, patches')
+  for name, samples in seconds.items():
+    memory = temporary.get(name)
+    yield {
+      'work': work,
+      'map': 'x'.join(map(str, shape[1:])),
+      'contestant': name,
+      'ms': harness.median_ms(samples),
+      'PyTorch / this': harness.ratio(reference, samples),
+      'temporary MiB': memory and memory / harness.MIB,
+      'patches / this': memory and patches and patches / memory,
+      'seconds': samples,
+    }
+
+
+def _forward_backward(function):
+  """Jits (*args, gradient of the result) -> result, gradients of args."""
+
+  def run(*args):
+    *args, to_result = args
+    result, backward = jax.vjp(function, *args)
+    return result, backward(to_result)
+
+  return jax.jit(run)
+
+
+def _random(count, shape, dtype):
+  keys = jax.random.split(jax.random.key(0), count)
+  return [jax.random.normal(key, shape, dtype) for key in keys]
+
+
+def _implementations(shape, dtype, notes):
+  """Names of those that this device runs, other than by interpreting them."""
+  b, h, w, c = shape
+  maps = jax.ShapeDtypeStruct((b, h, w, _HEADS, c // _HEADS), dtype)
+  platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
+  window = _KERNEL_SIZE, 1, 1
+  fused = local_attention_pallas.supports(maps, maps, *window, platform)
+  names = list(local_attention.IMPLEMENTATIONS)
+  if not fused and 'pallas' in names:
+    names.remove('pallas')
+    notes.append(f'ours, pallas: no kernel on {platform} for some of the maps.')
+  return names
+
+
+def _map(text: str) -> tuple[int, int, int]:
+  size, channels = map(int, text.split('x'))
+  return size, size, channels
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the table and writes the record."""
+  gpu = jax.default_backend() == 'gpu'
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.operator', description=__doc__.splitlines()[0]
+  )
+  harness.add_arguments(parser)
+  harness.add_peer_arguments(parser, acmix='LeapLabTHU/ACmix')
+  parser.add_argument(
+    '--maps',
+    type=harness.list_of(_map),
+    default='56x64,28x128,14x256,7x512',
+    help='side x channels of each (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default='bfloat16' if gpu else 'float32',
+    help='of input and computation (default here: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch',
+    type=int,
+    default=64 if gpu else 8,
+    help='images (default here: %(default)s)',
+  )
+  parser.add_argument(
+    '--peers',
+    type=harness.list_of(str),
+    default='eager,compile,flex' if gpu else 'eager',
+    help=f'some of {",".join(_PEERS)} (default here: %(default)s)',
+  )
+  args = parser.parse_args(argv)
+  unknown = set(args.peers) - set(_PEERS)
+  if unknown:
+    parser.error(f'--peers: {", ".join(unknown)}; known: {", ".join(_PEERS)}')
+  rows, notes = [], []
+  works = ['layer'] + ['attention'] * ('flex' in args.peers)
+  for work in works:
+    for shape in args.maps:
+      rows += measure(work, (args.batch, *shape), args, notes)
+  harness.report(args, _HEADER, rows, notes)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,225 @@
+r"""One update of a model, against its baseline and the official PyTorch code.
+
+python -m benchmarks.train_step --acmix=DIR --san=DIR --pvt=DIR \
+  [--torch_python=FILE] [--models=resnet26_acmix,san10] [--dtype=bfloat16]
+
+The update is that of the training loop (forward, backward, optimiser, batch
+statistics, metrics) with the optimiser of the model's config, on one batch of
+noise, without mixing and erasing. The baseline of X_acmix is X. The official
+models run under PyTorch's own optimisers with the same settings, under autocast
+unless in float32.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from acmix_jax import tasks
+from acmix_jax.train import mesh as mesh_lib
+from acmix_jax.train import optim, state
+from benchmarks import harness
+
+_MODELS = 'resnet26_acmix,swin_tiny_acmix,san10,pvt_tiny'
+_HEADER = (
+  *('model', 'contestant', 'ms', 'official / this', 'this / baseline'),
+  *('compile s', 'temporary MiB'),
+)
+
+
+def make_config(
+  name: str, args: argparse.Namespace
+) -> ml_collections.ConfigDict:
+  """The model's config on one device and without mixing of images."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  config.model.dtype = args.dtype
+  config.data.image_size = args.image_size
+  config.train.batch_size = args.batch
+  config.mesh.data = 1
+  augment = config.augment
+  augment.erasing_probability = augment.mix_probability = 0.0
+  augment.mixup_alpha = augment.cutmix_alpha = 0.0
+  return config
+
+
+class Update:
+  """A contestant that trains on one batch.
+
+  Attributes:
+    compile_seconds: of tracing and compiling the update.
+    temporary_bytes: of the compiled program.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    mesh = mesh_lib.make_mesh(config.mesh)
+    task = tasks.make_task(config)
+    optimizer = optim.make_optimizer(config.optim, _learning_rate(config))
+    init = functools.partial(state.init_state, task, optimizer, ema_decay=0.0)
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    self._batch = mesh_lib.to_devices(_noise(config), mesh)
+    update = state.make_train_step(
+      task, optimizer, seed=0, accumulate_steps=1, ema_decay=0.0
+    )
+    start = time.perf_counter()
+    lowered = state.jit_train_step(update, shapes, mesh).lower(
+      shapes, self._batch
+    )
+    self._update = lowered.compile()
+    self.compile_seconds = time.perf_counter() - start
+    memory = self._update.memory_analysis()
+    self.temporary_bytes = memory.temp_size_in_bytes
+    shardings = mesh_lib.state_shardings(shapes, mesh)
+    self._state = jax.jit(init, out_shardings=shardings)(key)
+    self(1)
+
+  def __call__(self, calls: int) -> float:
+    """See `harness.Contestant`."""
+    start = time.perf_counter()
+    for _ in range(calls):
+      self._state, metrics = self._update(self._state, self._batch)
+    jax.block_until_ready((self._state, metrics))
+    return time.perf_counter() - start
+
+
+def _learning_rate(config):
+  rate, reference = (
+    config.optim.learning_rate,
+    config.optim.reference_batch_size,
+  )
+  return rate * config.train.batch_size / reference if reference else rate
+
+
+def _noise(config):
+  rng = np.random.default_rng(0)
+  b, size = config.train.batch_size, config.data.image_size
+  return {
+    'image': rng.integers(0, 256, (b, size, size, 3), np.uint8),
+    'label': rng.integers(0, config.model.num_classes, b, np.int32),
+    'mask': np.ones(b, bool),
+  }
+
+
+def measure(
+  name: str, args: argparse.Namespace, notes: list[str]
+) -> Iterator[dict[str, Any]]:
+  """Yields a row of the table for each contestant.
+
+  Args:
+    name: of the model.
+    args: the parsed options.
+    notes: gets those that do not run.
+  """
+  harness.announce(name)
+  baseline = name.removesuffix('_acmix')
+  ours = {
+    f'ours, {n}': Update(make_config(n, args))
+    for n in dict.fromkeys([name, baseline])
+  }
+  request = _request(make_config(name, args), args)
+  with contextlib.ExitStack() as stack:
+    peers = harness.start_peers(
+      stack, {f'official, {name}': request}, args.torch_python, notes
+    )
+    seconds = harness.take_turns(ours | peers, args.rounds, args.turn_seconds)
+  if peers and baseline.startswith('san'):
+    notes.append(
+      f"official, {name}: its aggregation, a CUDA kernel, is done by PyTorch's "
+      'unfold.'
+    )
+  own = seconds[f'ours, {name}']
+  ratios = {
+    'official / this': harness.ratio(seconds.get(f'official, {name}'), own),
+    'this / baseline': None,
+  }
+  if baseline != name:
+    ratios['this / baseline'] = harness.ratio(own, seconds[f'ours, {baseline}'])
+  for contestant, samples in seconds.items():
+    update = ours.get(contestant)
+    yield {
+      'model': name,
+      'contestant': contestant,
+      'ms': harness.median_ms(samples),
+      **(ratios if samples is own else dict.fromkeys(ratios)),
+      'compile s': update and update.compile_seconds,
+      'temporary MiB': update and update.temporary_bytes / harness.MIB,
+      'seconds': samples,
+    }
+
+
+def _request(config, args):
+  """The same update, as `torch_peers` takes it."""
+  model, settings = config.model, config.optim
+  options = {
+    'lr': _learning_rate(config),
+    'weight_decay': settings.weight_decay,
+  }
+  if settings.name == 'sgd':
+    options['momentum'] = settings.momentum
+  else:
+    options |= {'betas': settings.betas, 'eps': settings.epsilon}
+  return {
+    'work': 'train_step',
+    'model': model.name,
+    'acmix': args.acmix,
+    'san': args.san,
+    'pvt': args.pvt,
+    'batch': config.train.batch_size,
+    'image_size': config.data.image_size,
+    'num_classes': model.num_classes,
+    'dtype': model.dtype,
+    'drop_path': model.drop_path if 'drop_path' in model else 0.0,
+    'label_smoothing': config.loss.label_smoothing,
+    'optimizer': settings.name,
+    'optimizer_options': options,
+    'clip_norm': settings.clip_norm,
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the table and writes the record."""
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.train_step', description=__doc__.splitlines()[0]
+  )
+  harness.add_arguments(parser)
+  harness.add_peer_arguments(
+    parser, acmix='LeapLabTHU/ACmix', san='hszhao/SAN', pvt='whai362/PVT'
+  )
+  parser.add_argument(
+    '--models',
+    type=harness.list_of(str),
+    default=_MODELS,
+    help='names of configs (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    default='float32',
+    help='of the computation (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch', type=int, default=4, help='images (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--image_size', type=int, default=224, help='px (default: %(default)s)'
+  )
+  args = parser.parse_args(argv)
+  rows, notes = [], []
+  for name in args.models:
+    rows += measure(name, args, notes)
+  harness.report(args, _HEADER, rows, notes)
+  return 0
+
+
+if __name__ == '__main__':
+  # Else a second run would show how long reading its program takes.
+  jax.config.update('jax_enable_compilation_cache', False)
+  sys.exit(main())
