@@ -60,6 +60,9 @@ class Task(Protocol):
   def eval_data(self, process_index: int, process_count: int) -> Batches:
     """One pass; as many batches on every process, the last one padded."""
 
+  def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the batches of all processes are together; needs no data."""
+
   def init(self, rng: jax.Array) -> dict[str, Any]:
     """Variables of the model: {'params', and what else it has}."""
 

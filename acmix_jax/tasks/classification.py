@@ -160,6 +160,15 @@ class Classification:
       max_damaged=data.max_damaged,
     )
 
+  def batch_shapes(self, batch_size):
+    """See `tasks.Task`."""
+    size = self.config.data.image_size
+    return {
+      'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+      'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+      'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+    }
+
   def init(self, rng):
     """See `tasks.Task`."""
     size = self.config.data.image_size

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,17 +61,21 @@ def initialize_processes() -> None:
       raise
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+def make_mesh(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Mesh over ('data', 'model') from the fields of the same names.
 
   Args:
     config: `data` (-1: all devices that `model` leaves) and `model`. A mesh
       smaller than the machine uses its first devices (one process only).
+    devices: those to choose from; None: all there are.
 
   Raises:
     ValueError: the sizes do not fit the devices.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   data, model = config.data, config.model
   if model < 1 or data == 0 or data < -1:
     raise ValueError(
@@ -99,7 +104,7 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
     (data, model),
     ('data', 'model'),
     axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=jax.devices()[: data * model],
+    devices=devices[: data * model],
   )
   logger.info(
     '%d processes, %d devices (%s), mesh %s.',

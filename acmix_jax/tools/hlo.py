@@ -1,0 +1,275 @@
+"""Reads a compiled program's text: what runs, how often, on how many bytes.
+
+The compiler's own `cost_analysis` counts a loop once, whatever its length, and
+on-chip memory like any other.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r'^(?:(ENTRY) )?%?(\S+) \(.*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$')
+_ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
+_NAME = re.compile(r'%([\w.-]+)')
+_CALLED = re.compile(
+  r'(?:calls|to_apply|branch_computations|called_computations)='
+  r'(\{[^}]*\}|%?[\w.-]+)'
+)
+_COST = re.compile(
+  r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
+)
+
+_COLLECTIVES = (
+  *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
+  *('ragged-all-to-all', 'collective-permute', 'collective-broadcast'),
+)
+# They name or wait for what others write.
+_FREE = (
+  *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'),
+  *('after-all', 'partition-id', 'replica-id', 'optimization-barrier'),
+)
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+class Array(NamedTuple):
+  """An array of a program.
+
+  Attributes:
+    shape: sides.
+    bytes: that it takes, with the padding of its layout.
+    on_chip: whether it lives outside of the main memory.
+  """
+
+  shape: tuple[int, ...]
+  bytes: int
+  on_chip: bool
+
+
+class Instruction(NamedTuple):
+  """A line of a program.
+
+  Attributes:
+    opcode: e.g. 'fusion'.
+    results: the array, or those of the tuple.
+    operands: names of other instructions.
+    text: all of the line from the operands on.
+  """
+
+  opcode: str
+  results: list[Array]
+  operands: list[str]
+  text: str
+
+
+class Collective(NamedTuple):
+  """Exchanges of one kind: how many, and the bytes of their results."""
+
+  count: int
+  bytes: int
+
+
+Computation = dict[str, Instruction]
+
+
+class Program:
+  """A compiled program, of one device.
+
+  Attributes:
+    loops: turns of its loops, in order.
+  """
+
+  def __init__(self, text: str):
+    """Reads what `jax.stages.Compiled.as_text` gives."""
+    self._computations: dict[str, Computation] = {}
+    computation = {}
+    for line in text.splitlines():
+      if match := _COMPUTATION.match(line):
+        computation = self._computations[match[2]] = {}
+        if match[1]:
+          entry = match[2]
+      elif match := _INSTRUCTION.match(line):
+        name, results, opcode, rest = match.groups()
+        computation[name] = Instruction(
+          opcode, _arrays(results), _NAME.findall(_operands(rest)), rest
+        )
+    self.loops = []
+    # Of what is fused, memory does not see the parts.
+    self._run = list(self._walk(entry, 1, fused=False))
+
+  def moved_bytes(self) -> int:
+    """Bytes read from and written to the main memory.
+
+    Kernels count as they estimate themselves.
+    """
+    return sum(
+      times * self._bytes(computation, instruction)
+      for computation, instruction, times, fused in self._run
+      if not fused
+    )
+
+  def flops_of_repetition(self) -> int:
+    """Flops of products and kernels in all turns of loops but the first."""
+    return sum(
+      (times - 1) * _flops(computation, instruction)
+      for computation, instruction, times, _ in self._run
+      if times > 1
+    )
+
+  def collectives(self) -> dict[str, Collective]:
+    """Exchanges between devices, by kind."""
+    found = collections.defaultdict(lambda: Collective(0, 0))
+    for _, instruction, times, _ in self._run:
+      kind = instruction.opcode.removesuffix('-done')
+      if kind in _COLLECTIVES:
+        count, size = found[kind]
+        bytes_each = sum(array.bytes for array in instruction.results)
+        found[kind] = Collective(count + times, size + times * bytes_each)
+    return dict(found)
+
+  def _walk(
+    self, name: str, times: int, fused: bool
+  ) -> Iterator[tuple[Computation, Instruction, int, bool]]:
+    computation = self._computations[name]
+    for instruction in computation.values():
+      yield computation, instruction, times, fused
+      if instruction.opcode == 'while':
+        turns = self._turns(instruction)
+        self.loops.append(turns)
+        body = re.search(r'body=%?([\w.-]+)', instruction.text)[1]
+        yield from self._walk(body, times * turns, fused)
+        continue
+      inside = fused or instruction.opcode not in ('call', 'conditional')
+      for called in _CALLED.findall(instruction.text):
+        for inner in re.findall(r'[\w.-]+', called):
+          yield from self._walk(inner, times, inside)
+
+  def _turns(self, loop: Instruction) -> int:
+    """Turns of a loop that counts from 0 to a constant, else 1."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+    if known:
+      return int(known[1])
+    condition = re.search(r'condition=%?([\w.-]+)', loop.text)[1]
+    limits = [
+      int(match[1])
+      for instruction in self._computations[condition].values()
+      if instruction.opcode == 'constant'
+      and (match := re.match(r'(\d+)\)', instruction.text))
+    ]
+    return limits[0] if len(limits) == 1 else 1
+
+  def _bytes(self, computation: Computation, instruction: Instruction) -> int:
+    opcode, results, operands, text = instruction
+    if opcode in _FREE or opcode.endswith(('-done', '-update')):
+      return 0
+    if opcode in ('while', 'call', 'conditional'):
+      return 0
+    if opcode == 'custom-call':
+      if match := _COST.search(text):
+        return int(match[2])
+      if 'tpu_custom_call' not in text:  # It allocates or renames.
+        return 0
+    read = [_in_main_memory(computation[name].results) for name in operands]
+    if opcode.endswith('-start'):
+      # Of a copy: (result, operand, flag); of others: (operand, result, flag).
+      first = 0 if opcode == 'copy-start' else len(operands)
+      written = results[first : first + 1] or results
+      part = sum(array.bytes for array in written)
+      return min(sum(read), part) + _in_main_memory(written)
+    if opcode in _SLICES:
+      return min(read[0], results[0].bytes) + _in_main_memory(results)
+    if opcode == 'dynamic-update-slice':
+      update = computation[operands[1]].results[0].bytes
+      return read[1] + min(_in_main_memory(results), update)
+    written = _in_main_memory(results)
+    if opcode == 'fusion':
+      read, written = self._fusion(instruction, read, written)
+    return sum(read) + written
+
+  def _fusion(self, fusion, read, written):
+    """Corrects what a fusion reads and writes where it does so in part."""
+    called = _CALLED.search(fusion.text)[1].lstrip('%')
+    inner = self._computations[called]
+    users = collections.defaultdict(list)
+    for instruction in inner.values():
+      for place, name in enumerate(instruction.operands):
+        users[name].append((place, instruction))
+    parameters = [
+      (int(re.match(r'\d+', instruction.text)[0]), name)
+      for name, instruction in inner.items()
+      if instruction.opcode == 'parameter'
+    ]
+    for number, name in parameters:
+      parts = 0
+      for place, user in users[name]:
+        if user.opcode in _SLICES and place == 0:
+          parts += user.results[0].bytes
+        elif user.opcode == 'dynamic-update-slice' and place == 0:
+          # In place: what is not updated is not touched.
+          whole = min(read[number], user.results[0].bytes)
+          update = inner[user.operands[1]].results[0].bytes
+          written -= max(0, whole - update) if written else 0
+        else:
+          parts += read[number]
+      read[number] = min(read[number], parts)
+    return read, written
+
+
+def _operands(rest: str) -> str:
+  """What is before the parenthesis that closes the operands."""
+  depth = 1
+  for i, character in enumerate(rest):
+    depth += (character == '(') - (character == ')')
+    if not depth:
+      return rest[:i]
+  return rest
+
+
+def _arrays(text: str) -> list[Array]:
+  return [_array(*match) for match in _ARRAY.findall(text)]
+
+
+def _array(dtype: str, shape: str, layout: str) -> Array:
+  sides = [int(side) for side in shape.split(',') if side]
+  width = re.search(r'\d+', dtype)
+  bits = int(width[0]) if width else 8
+  order = [int(axis) for axis in re.findall(r'\d+', layout.partition(':')[0])]
+  tile = re.search(r'T\(([\d,]+)\)', layout)
+  padded = list(sides)
+  if tile:
+    steps = reversed(tile[1].split(','))
+    for axis, step in zip(order, map(int, steps), strict=False):
+      padded[axis] = -(-padded[axis] // step) * step
+  return Array(tuple(sides), math.prod(padded) * bits // 8, 'S(' in layout)
+
+
+def _in_main_memory(arrays: list[Array]) -> int:
+  return sum(array.bytes for array in arrays if not array.on_chip)
+
+
+def _flops(computation: Computation, instruction: Instruction) -> int:
+  """Of a product or a kernel; a multiply-add is two."""
+  text = instruction.text
+  if instruction.opcode == 'custom-call':
+    return int(match[1]) if (match := _COST.search(text)) else 0
+  if instruction.opcode == 'dot':
+    left = computation[instruction.operands[0]].results[0].shape
+    axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', text)[1]
+    terms = math.prod(left[int(axis)] for axis in axes.split(',') if axis)
+  elif instruction.opcode == 'convolution':
+    kernel = computation[instruction.operands[1]].results[0].shape
+    labels = re.search(r'dim_labels=\w+_(\w+)->', text)[1]
+    terms = kernel[labels.index('i')]
+    if match := re.search(
+      r'window=\{size=([\dx]+)(?:.*?lhs_dilate=([\dx]+))?', text
+    ):
+      # Of the zeros between the pixels, nothing is to be multiplied.
+      sides = [int(side) for side in match[1].split('x')]
+      gaps = match[2].split('x') if match[2] else [1] * len(sides)
+      for side, gap in zip(sides, map(int, gaps), strict=True):
+        terms *= -(-side // gap)
+  else:
+    return 0
+  return 2 * terms * math.prod(instruction.results[0].shape)
