@@ -151,6 +151,7 @@ def draw_path_weights(steps: list[int], weights: dict[str, np.ndarray]) -> Any:
     depth = np.arange(1, len(values) + 1)
     over_depth.plot(depth, values[:, -1], marker='o')
     over_depth.set(title=f'{title} at step {steps[-1]}', xlabel='ACmix layer')
+    over_depth.locator_params(axis='x', integer=True)
     for of_layer, colour in zip(values, depth / len(values), strict=True):
       over_steps.plot(steps, of_layer, color=(colour, 0.2, 0.6))
     over_steps.set(title=f'{title}, deeper layers redder', xlabel='step')
