@@ -29,6 +29,13 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'opencv-python-headless')
 # Worker threads of either side spin for a while after their work.
 _PAUSE_SECONDS = 0.05
 
+_LOAD_AT_START = os.getloadavg()[0]
+_BUSY = 0.5
+
+# Spinning until all are done, PyTorch's threads took up to thirty times as long
+# on a machine with other work. Asleep, they also leave ours alone.
+_PEER_ENVIRONMENT = {'OMP_WAIT_POLICY': 'PASSIVE'}
+
 # A peer on the same GPU needs memory, too; read when jax first uses the device.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
@@ -102,6 +109,8 @@ def compiled_contestant(compiled: Callable, *args: Any) -> Contestant:
 class Peer:
   """A contestant in PyTorch, in a process of its own; see `torch_peers`.
 
+  Its threads wait asleep unless the environment sets OMP_WAIT_POLICY.
+
   Attributes:
     torch_version: of its interpreter.
 
@@ -122,6 +131,7 @@ class Peer:
         stdout=subprocess.PIPE,
         text=True,
         cwd=_ROOT,
+        env=_PEER_ENVIRONMENT | os.environ,
       )
     except OSError as error:
       raise UnavailableError(str(error)) from error
@@ -177,7 +187,9 @@ def start_peers(
   for name, request in requests.items():
     try:
       peers[name] = stack.enter_context(Peer(python, request))
-      notes.append(f'Peers: PyTorch {peers[name].torch_version}.')
+      policy = (_PEER_ENVIRONMENT | os.environ)['OMP_WAIT_POLICY']
+      version = peers[name].torch_version
+      notes.append(f'Peers: PyTorch {version}, OMP_WAIT_POLICY={policy}.')
     except UnavailableError as error:
       notes.append(f'{name}: not available: {error}.')
   return peers
@@ -270,6 +282,11 @@ def report(
     notes: what the reader must know; each is printed once.
   """
   notes = list(dict.fromkeys(notes))
+  if _LOAD_AT_START > _BUSY:
+    notes.append(
+      f'Not to be trusted: the load average was {_LOAD_AT_START:.1f} at the '
+      'start, and waiting threads slow the contestants unequally.'
+    )
   print(table(header, [[row[name] for name in header] for row in rows]))
   print('\n'.join(notes))
   record = {
@@ -278,6 +295,7 @@ def report(
     'machine': {
       'cpu': _cpu_name(),
       'cores': count_cores(),
+      'load': _LOAD_AT_START,
       'device': jax.devices()[0].device_kind,
     },
     'versions': {'python': platform.python_version()}
