@@ -73,7 +73,7 @@ def take_turns(
   """Seconds of one piece of work, by name and round.
 
   Args:
-    contestants: each has done its work once before.
+    contestants: of which each first does its work once, uncounted.
     rounds: turns of each.
     turn_seconds: work is repeated within a turn for about that long.
   """
@@ -102,7 +102,6 @@ def compiled_contestant(compiled: Callable, *args: Any) -> Contestant:
     jax.block_until_ready(results)
     return time.perf_counter() - start
 
-  run(1)
   return run
 
 

@@ -91,7 +91,9 @@ def measure(
   harness.announce(f'{work} {shape}')
   make, peers = _WORKS[work]
   contestants, temporary = {}, {}
-  for implementation in _implementations(shape, args.dtype, notes):
+  for implementation in _runnable(
+    args.implementations, shape, args.dtype, notes
+  ):
     function, arrays = make(implementation, shape, jnp.dtype(args.dtype))
     compiled = _forward_backward(function).lower(*arrays).compile()
     name = f'ours, {implementation}'
@@ -147,18 +149,17 @@ def _random(count, shape, dtype):
   return [jax.random.normal(key, shape, dtype) for key in keys]
 
 
-def _implementations(shape, dtype, notes):
-  """Names of those that this device runs, other than by interpreting them."""
+def _runnable(names, shape, dtype, notes):
+  """Those of the names that this device runs without interpreting them."""
   b, h, w, c = shape
   maps = jax.ShapeDtypeStruct((b, h, w, _HEADS, c // _HEADS), dtype)
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   window = _KERNEL_SIZE, 1, 1
   fused = local_attention_pallas.supports(maps, maps, *window, platform)
-  names = list(local_attention.IMPLEMENTATIONS)
-  if not fused and 'pallas' in names:
-    names.remove('pallas')
-    notes.append(f'ours, pallas: no kernel on {platform} for some of the maps.')
-  return names
+  if fused or 'pallas' not in names:
+    return names
+  notes.append(f'ours, pallas: no kernel on {platform} for some of the maps.')
+  return [name for name in names if name != 'pallas']
 
 
 def _map(text: str) -> tuple[int, int, int]:
@@ -179,6 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=harness.list_of(_map),
     default='56x64,28x128,14x256,7x512',
     help='side x channels of each (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--implementations',
+    type=harness.list_of(str),
+    default=','.join(local_attention.IMPLEMENTATIONS),
+    help="of ours; 'patches' is slow on CPU (default: %(default)s)",
   )
   parser.add_argument(
     '--dtype',

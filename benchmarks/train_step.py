@@ -79,7 +79,6 @@ class Update:
     self.temporary_bytes = memory.temp_size_in_bytes
     shardings = mesh_lib.state_shardings(shapes, mesh)
     self._state = jax.jit(init, out_shardings=shardings)(key)
-    self(1)
 
   def __call__(self, calls: int) -> float:
     """See `harness.Contestant`."""
