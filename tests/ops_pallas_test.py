@@ -161,24 +161,67 @@ def test_gradient_is_that_of_the_reference():
   assert_same([out, *pullback(cotangent)], wanted, case.dtype)
 
 
-def test_devices_keep_their_own_images():
-  mesh = jax.make_mesh(
-    (4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-  )
-  axes = jax.sharding.PartitionSpec(('data', 'model'))
-  split = jax.sharding.NamedSharding(mesh, axes)
-  inputs = [normal(i, (8, 3, 4, 1, 16), 'float32') for i in range(3)]
-  compute = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-  wanted = compute(*inputs)
-  inputs = [jax.device_put(x, split) for x in inputs]
-  compiled = compute.lower(*inputs).compile()
-  assert 'all-gather' not in compiled.as_text()
-  results = compiled(*inputs)
-  assert all(x.sharding.spec == axes for x in results[1])
+SPLIT = jax.sharding.PartitionSpec(('data', 'model'))
+value_and_gradients = jax.value_and_grad(loss, (0, 1, 2))
+
+
+@pytest.fixture
+def mesh():
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh((4, 2), ('data', 'model'), axis_types=auto)
+
+
+def on_one_device(count):
+  """Images, and what they give on one device."""
+  inputs = [normal(i, (count, 3, 4, 1, 16), 'float32') for i in range(3)]
+  return inputs, jax.jit(value_and_gradients)(*inputs)
+
+
+def assert_close(results, wanted):
   for result, want in zip(
     *map(jax.tree.leaves, (results, wanted)), strict=True
   ):
-    np.testing.assert_allclose(result, want, rtol=1e-5)
+    np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-6)
+
+
+def test_devices_keep_their_own_images(mesh):
+  inputs, wanted = on_one_device(8)
+  split = jax.sharding.NamedSharding(mesh, SPLIT)
+  inputs = [jax.device_put(x, split) for x in inputs]
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(value_and_gradients).lower(*inputs).compile()
+  assert 'all-gather' not in compiled.as_text()
+  results = compiled(*inputs)
+  assert all(x.sharding.spec == SPLIT for x in results[1])
+  assert_close(results, wanted)
+
+
+def test_images_that_do_not_divide_are_computed_by_every_device(mesh):
+  inputs, wanted = on_one_device(6)
+  with jax.set_mesh(mesh):
+    results = jax.jit(value_and_gradients)(*inputs)
+  assert all(x.sharding.is_fully_replicated for x in results[1])
+  assert_close(results, wanted)
+
+
+@pytest.mark.parametrize('axes', [('data',), ('data', 'model')])
+def test_a_caller_may_split_the_images_over_some_axes(mesh, axes):
+  inputs, wanted = on_one_device(8)
+
+  def run(*inputs):
+    value, gradients = value_and_gradients(*inputs)
+    return jax.lax.psum(value, axes), gradients
+
+  images = jax.sharding.PartitionSpec(axes)
+  split = jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=images,
+    out_specs=(jax.sharding.PartitionSpec(), images),
+    axis_names=set(axes),
+    check_vma=False,
+  )
+  assert_close(jax.jit(split)(*inputs), wanted)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

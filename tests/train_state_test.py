@@ -1,5 +1,7 @@
 """The update as a function, and where its state lives."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -8,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from acmix_jax.ops import local_attention_pallas
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import state
 
@@ -124,6 +127,45 @@ def test_state_lies_as_the_rule_says(monkeypatch):
   assert {shard.data.shape for shard in w.addressable_shards} == {(2, 3)}
   batch = mesh_lib.to_devices({'x': np.ones((16, 2))}, mesh)
   assert {s.data.shape for s in batch['x'].addressable_shards} == {(2, 2)}
+
+
+class Attending:
+  """A task that is little but a fused kernel."""
+
+  def init(self, rng):
+    return {'params': {'w': jnp.ones(())}}
+
+  def predict(self, params, model_state, batch):
+    q = batch['x'] * params['w']
+    return local_attention_pallas.attend(q, q, q, 3, 1, 1).sum((1, 2, 3, 4))
+
+  def loss(self, params, model_state, batch, rng):
+    return self.predict(params, model_state, batch).sum(), (model_state, {})
+
+
+def test_compiled_steps_split_the_images_of_kernels():
+  task, optimizer = Attending(), optax.sgd(0.1)
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 2}))
+  start = jax.eval_shape(
+    lambda: state.init_state(task, optimizer, jax.random.key(0), ema_decay=0.0)
+  )
+  step = state.make_train_step(
+    task, optimizer, seed=0, accumulate_steps=1, ema_decay=0.0
+  )
+  x = jax.ShapeDtypeStruct(
+    (16, 3, 4, 1, 16), 'float32', sharding=mesh_lib.batch_sharding(mesh)
+  )
+  given = start.params, start.model_state
+  for compiled, arguments, kernels in (
+    (state.jit_train_step(step, start, mesh), [start], 2),
+    (state.jit_predict(task, mesh), given, 1),
+  ):
+    # Lowering for several TPUs fails where a kernel is given all images.
+    lowered = compiled.trace(*arguments, {'x': x}).lower(
+      lowering_platforms=('tpu',)
+    )
+    calls = re.findall(r'tpu_custom_call.*\(tensor<(\d+)x', lowered.as_text())
+    assert calls == ['2'] * kernels
 
 
 def test_incomplete_process_variables_are_named(monkeypatch):

@@ -5,11 +5,11 @@ alone are kept for it.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 from jax import lax, sharding
-from jax.experimental import custom_partitioning
 
 from acmix_jax.ops import local_attention_gpu, local_attention_tpu
 
@@ -51,8 +51,12 @@ def attend(
   """Attention of each query over the window around it, reflected at borders.
 
   A platform without a kernel interprets that of TPU: slow, for tests. Has one
-  reverse gradient, no forward one, and no rule for `jax.vmap`. Products of
-  float32 are as precise as jax_default_matmul_precision says.
+  reverse gradient and no forward one. Products of float32 are as precise as
+  jax_default_matmul_precision says.
+
+  Several devices share the images if `jax.set_mesh` names their mesh; jax
+  refuses to lower the kernels for them otherwise. A caller's own
+  `jax.shard_map` needs check_vma=False.
 
   Args:
     q: queries [b, ceil(h / strides), ceil(w / strides), n, d], scaled.
@@ -79,15 +83,17 @@ def _attend_backward(kernel_size, strides, dilation, saved, dout):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _kernel(name: str, rule: str) -> Callable:
+def _kernel(name: str) -> Callable:
   """The function of that name of the platform's kernels, split by images.
 
-  The compiler cannot see into a kernel: by itself it would gather the images
-  of all devices on each of them.
+  No compiler can split a kernel, and `custom_partitioning`, which would tell it
+  how to, is unknown to that of TPU (jax issue 38196). So the images are split
+  here, over the axes of the mesh in context (`jax.set_mesh`) that are not
+  manual already: none within a `jax.shard_map` over all of them. Images that
+  do not divide are computed by every device.
 
   Args:
     name: of a function (*arrays, *window, interpret).
-    rule: names of the axes of its arrays; they share b, the images.
 
   Returns:
     function (window, *arrays).
@@ -105,24 +111,24 @@ def _kernel(name: str, rule: str) -> Callable:
     interpreted = branch(local_attention_tpu, window, True)
     return lax.platform_dependent(*arrays, default=interpreted, **branches)
 
-  def partition(window, mesh, arguments, results):
-    images = jax.tree.leaves(results)[0].sharding.spec[:1]
-    split = sharding.NamedSharding(mesh, sharding.PartitionSpec(*images))
-    arguments, results = (
-      jax.tree.map(lambda _: split, shapes) for shapes in (arguments, results)
-    )
-    return mesh, functools.partial(run, window), results, arguments
+  def split(window, *arrays):
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(n for n in mesh.axis_names if n not in mesh.manual_axes)
+    if not axes:
+      return run(window, *arrays)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    divide = len(arrays[0]) % devices == 0
+    images = sharding.PartitionSpec(axes if divide else None)
+    return jax.shard_map(
+      functools.partial(run, window),
+      in_specs=images,
+      out_specs=images,
+      axis_names=set(axes),
+      check_vma=False,
+    )(*arrays)
 
-  split = custom_partitioning.custom_partitioning(run, static_argnums=(0,))
-  split.def_partition(
-    partition, sharding_rule=rule, need_replication_factors=tuple('yxndhw')
-  )
   return split
 
 
-_forward = _kernel('forward', 'b y x n d, b h w n d, b h w n d -> b y x n d')
-_backward = _kernel(
-  'backward',
-  'b y x n d, b h w n d, b h w n d, b y x n d'
-  ' -> b y x n d, b h w n d, b h w n d',
-)
+_forward = _kernel('forward')
+_backward = _kernel('backward')

@@ -1,8 +1,9 @@
 """Processes, devices and shardings: the only module that knows of them."""
 
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -174,6 +175,21 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     lambda x: NamedSharding(mesh, parameter_spec(x.shape, mesh.shape['model'])),
     state,
   )
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+  """The function, traced with the mesh in context.
+
+  There the fused kernels look for the devices to split the images over: see
+  `ops.local_attention_pallas`. All else is split by the compiler.
+  """
+
+  @functools.wraps(function)
+  def run(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return run
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict:

@@ -148,7 +148,7 @@ def jit_train_step(step: Callable, state: TrainState, mesh: Mesh) -> Callable:
   """Compiles an update of such states; the state given to it is consumed."""
   shardings = mesh_lib.state_shardings(state, mesh)
   return jax.jit(
-    step,
+    mesh_lib.on_mesh(step, mesh),
     in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
     out_shardings=(shardings, mesh_lib.replicated(mesh)),
     donate_argnums=0,
@@ -157,4 +157,7 @@ def jit_train_step(step: Callable, state: TrainState, mesh: Mesh) -> Callable:
 
 def jit_predict(task: tasks.Task, mesh: Mesh) -> Callable:
   """Compiles `task.predict`; every process gets the whole batch's result."""
-  return jax.jit(task.predict, out_shardings=mesh_lib.replicated(mesh))
+  return jax.jit(
+    mesh_lib.on_mesh(task.predict, mesh),
+    out_shardings=mesh_lib.replicated(mesh),
+  )
