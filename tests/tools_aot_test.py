@@ -41,6 +41,40 @@ def test_a_program_is_counted_with_its_loops_padding_and_slices():
   }
 
 
+@pytest.mark.parametrize('strides, groups', [(1, 1), (2, 1), (1, 4)])
+def test_convolutions_in_a_loop_are_counted_without_padding(strides, groups):
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (strides, strides),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+    )
+
+  def gradients(x, kernel):
+    out, pullback = jax.vjp(convolve, x, kernel)
+    return pullback(out)
+
+  def turns(x, kernel):
+    return jax.lax.fori_loop(
+      0, 6, lambda _, args: gradients(*args), (x, kernel)
+    )
+
+  x = jax.ShapeDtypeStruct((2, 7, 7, 32), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((5, 5, 32 // groups, 32), jnp.float32)
+  once, loop = (
+    jax.jit(function).lower(x, kernel).compile()
+    for function in (gradients, turns)
+  )
+  program = hlo.Program(loop.as_text())
+  assert program.loops == [6]
+  assert program.flops_of_repetition() == pytest.approx(
+    5 * once.cost_analysis()['flops'], rel=0.01
+  )
+
+
 def test_exchanges_of_a_compiled_update_are_found():
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 1}))
   split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)

@@ -16,7 +16,6 @@ any latency: a real update takes longer.
 """
 
 import argparse
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -25,7 +24,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -34,7 +32,7 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from acmix_jax import tasks
-from acmix_jax.tools import hlo
+from acmix_jax.tools import hlo, roofline
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import optim, state
 
@@ -47,98 +45,6 @@ _ENVIRONMENT = {
   # Nothing is run: several may compile at a time.
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-_GIB = 2**30
-
-
-class Chip(NamedTuple):
-  """What a device of a topology has.
-
-  Attributes:
-    name: of the generation.
-    flops: a second, dense products of bfloat16.
-    bandwidth: bytes a second of the memory.
-    memory: bytes.
-  """
-
-  name: str
-  flops: float
-  bandwidth: float
-  memory: int
-
-
-# By kind of device, from cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. A chip
-# of v4 shows as two devices, its cores, and each has half of it.
-_CHIPS = {
-  'TPU v4': Chip('v4 core', 275e12 / 2, 1228e9 / 2, 16 * _GIB),
-  'TPU v5 lite': Chip('v5e', 197e12, 819e9, 16 * _GIB),
-  'TPU v5': Chip('v5p', 459e12, 2765e9, 95 * _GIB),
-  'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 32 * _GIB),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-  """Bytes of one device.
-
-  Attributes:
-    arguments: state and batch.
-    results: those that do not replace arguments.
-    temporary: what lives during the update, activations above all.
-    code: the program.
-  """
-
-  arguments: int
-  results: int
-  temporary: int
-  code: int
-
-  @property
-  def total(self) -> int:
-    """All of it."""
-    return sum(dataclasses.astuple(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What one device does in an update.
-
-  Attributes:
-    model: name of the model.
-    topology: as asked for.
-    mesh: devices along each axis.
-    chip: what the device has.
-    images: that the device computes.
-    memory: that it needs; None where the compiler gave up.
-    needed: bytes, as far as known.
-    fits: whether the memory is enough.
-    flops: of products and kernels.
-    moved_bytes: to and from the memory.
-    collectives: exchanges by kind.
-    compile_seconds: that tracing and compiling took here.
-    advice: fields to change where it does not fit.
-  """
-
-  model: str
-  topology: str
-  mesh: dict[str, int]
-  chip: Chip
-  images: int
-  memory: Memory | None
-  needed: int
-  fits: bool
-  flops: float
-  moved_bytes: int
-  collectives: dict[str, hlo.Collective]
-  compile_seconds: float
-  advice: list[str]
-
-  @property
-  def bounds(self) -> dict[str, float]:
-    """Seconds that the products and the bytes take at least."""
-    return {
-      'products': self.flops / self.chip.flops,
-      'memory': self.moved_bytes / self.chip.bandwidth,
-    }
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
@@ -214,7 +120,7 @@ def lower_train_step(
 
 def compile_train_step(
   config: ml_collections.ConfigDict, topology: str
-) -> Report:
+) -> roofline.Report:
   """Compiles the update of a config for a topology.
 
   Raises:
@@ -223,15 +129,15 @@ def compile_train_step(
   """
   devices = topology_devices(topology)
   kind = devices[0].device_kind
-  if kind not in _CHIPS:
-    raise ValueError(f'{kind} is unknown; known: {", ".join(_CHIPS)}.')
+  if kind not in roofline.CHIPS:
+    raise ValueError(f'{kind} is unknown; known: {", ".join(roofline.CHIPS)}.')
   mesh = mesh_lib.make_mesh(config.mesh, devices)
   report = functools.partial(
-    Report,
+    roofline.Report,
     model=config.model.name,
     topology=topology,
     mesh=dict(mesh.shape),
-    chip=_CHIPS[kind],
+    chip=roofline.CHIPS[kind],
     images=config.train.batch_size // mesh.size,
   )
   start = time.perf_counter()
@@ -255,7 +161,7 @@ def compile_train_step(
   seconds = time.perf_counter() - start
   memory = _memory(compiled)
   program = hlo.Program(compiled.as_text())
-  fits = memory.total <= _CHIPS[kind].memory
+  fits = memory.total <= roofline.CHIPS[kind].memory
   return report(
     memory=memory,
     needed=memory.total,
@@ -301,9 +207,9 @@ def advise(
   return advice
 
 
-def _memory(compiled) -> Memory:
+def _memory(compiled) -> roofline.Memory:
   stats = compiled.memory_analysis()
-  return Memory(
+  return roofline.Memory(
     arguments=stats.argument_size_in_bytes,
     results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
     temporary=stats.temp_size_in_bytes,
@@ -317,58 +223,6 @@ def _exhausted(message: str) -> int | None:
   if not match:
     return None
   return round(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' '))
-
-
-def _as_json(report: Report) -> dict:
-  return dataclasses.asdict(report) | {
-    'chip': report.chip._asdict(),
-    'collectives': {
-      kind: found._asdict() for kind, found in report.collectives.items()
-    },
-    'bounds': report.bounds,
-  }
-
-
-def _text(report: Report) -> str:
-  chip = report.chip
-  sizes = ' x '.join(f'{name} {size}' for name, size in report.mesh.items())
-  lines = [
-    f'{report.model} on {report.topology} ({sizes}), {report.images} images '
-    f'on each {chip.name}; compiled in {report.compile_seconds:.0f} s'
-  ]
-  if report.memory is not None:
-    parts = dataclasses.asdict(report.memory)
-    lines.append(
-      'memory       '
-      + ', '.join(f'{name} {_size(size)}' for name, size in parts.items())
-    )
-    lines.append(f'moved        {_size(report.moved_bytes)}')
-    lines += [
-      f'exchanged    {found.count} {kind}, {_size(found.bytes)}'
-      for kind, found in sorted(report.collectives.items())
-    ]
-    slowest = max(report.bounds.values())
-    bounds = ', '.join(
-      f'{name} {seconds * 1e3:.3g} ms'
-      for name, seconds in report.bounds.items()
-    )
-    total = report.images * report.mesh['data'] * report.mesh['model'] / slowest
-    lines.append(
-      f'at least     {slowest * 1e3:.3g} ms ({bounds}): at most {total:,.0f} '
-      'images/s; links between chips are not modelled'
-    )
-  verdict = 'fits' if report.fits else 'DOES NOT FIT'
-  lines.append(f'{verdict:12s} {_size(report.needed)} of {_size(chip.memory)}')
-  if report.advice:
-    lines += ['Change one or more of', *(f'  {line}' for line in report.advice)]
-  return '\n'.join(lines)
-
-
-def _size(count: float) -> str:
-  for unit, size in (('GiB', _GIB), ('MiB', 2**20)):
-    if count >= size:
-      return f'{count / size:.2f} {unit}'
-  return f'{count / 1024:.1f} KiB'
 
 
 def _config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
@@ -413,9 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'aot: {error}', file=sys.stderr)
     return 2
   if args.json:
-    print(json.dumps(_as_json(report), indent=2))
+    print(json.dumps(roofline.as_json(report), indent=2))
   else:
-    print(_text(report))
+    print(roofline.as_text(report))
   return 0 if report.fits else 1
 
 

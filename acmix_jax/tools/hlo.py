@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _COMPUTATION = re.compile(r'^(?:(ENTRY) )?%?(\S+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\((.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
@@ -259,17 +261,40 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
     axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', text)[1]
     terms = math.prod(left[int(axis)] for axis in axes.split(',') if axis)
   elif instruction.opcode == 'convolution':
-    kernel = computation[instruction.operands[1]].results[0].shape
-    labels = re.search(r'dim_labels=\w+_(\w+)->', text)[1]
-    terms = kernel[labels.index('i')]
-    if match := re.search(
-      r'window=\{size=([\dx]+)(?:.*?lhs_dilate=([\dx]+))?', text
-    ):
-      # Of the zeros between the pixels, nothing is to be multiplied.
-      sides = [int(side) for side in match[1].split('x')]
-      gaps = match[2].split('x') if match[2] else [1] * len(sides)
-      for side, gap in zip(sides, map(int, gaps), strict=True):
-        terms *= -(-side // gap)
+    return 2 * _convolution_terms(computation, instruction)
   else:
     return 0
   return 2 * terms * math.prod(instruction.results[0].shape)
+
+
+def _convolution_terms(computation: Computation, instruction: Instruction):
+  """Multiply-adds, but for those with padding or gaps between pixels.
+
+  The compiler writes a 1x1 convolution as one of 56x56 on padding, if it likes.
+  """
+  text = instruction.text
+  arrays = [computation[name].results[0] for name in instruction.operands]
+  arrays.append(instruction.results[0])
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', text).groups()
+  x, kernel, out = (
+    dict(zip(axes, array.shape, strict=True))
+    for axes, array in zip(labels, arrays, strict=True)
+  )
+  terms = out['b'] * out['f'] * kernel['i']
+  match = re.search(r'window=\{([^}]*)\}', text)
+  window = {
+    name: value.split('x')
+    for name, value in re.findall(r'(\w+)=(\S+)', match[1] if match else '')
+  }
+  for number in range(len(x) - 2):
+    axis = str(number)
+    stride, gap, spacing = (
+      int(window[name][number]) if name in window else 1
+      for name in ('stride', 'lhs_dilate', 'rhs_dilate')
+    )
+    before = window['pad'][number].split('_')[0] if 'pad' in window else 0
+    place = stride * np.arange(out[axis])[:, None] - int(before)
+    place = place + spacing * np.arange(kernel[axis])
+    inside = (place >= 0) & (place <= gap * (x[axis] - 1))
+    terms *= int((inside & (place % gap == 0)).sum())
+  return terms
