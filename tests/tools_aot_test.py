@@ -35,6 +35,7 @@ def test_a_program_is_counted_with_its_loops_padding_and_slices():
   gather, kernel, convert = (10 + 20) * ROW, 1000, 10 * ROW * 3 // 2
   assert program.moved_bytes() == 5 * 2 * ROW + gather + kernel + convert
   assert program.flops_of_repetition() == 4 * 2 * 8 * 16 * 32
+  assert program.recomputed() == 1
   assert program.collectives() == {
     'all-reduce': hlo.Collective(5, 5 * 8 * 128 * 4),
     'all-gather': hlo.Collective(1, 20 * ROW),

@@ -120,6 +120,14 @@ class Program:
       if times > 1
     )
 
+  def recomputed(self) -> int:
+    """Results that the compiler makes twice, or packs, for lack of memory."""
+    return sum(
+      '.remat' in name
+      for computation in self._computations.values()
+      for name in computation
+    )
+
   def collectives(self) -> dict[str, Collective]:
     """Exchanges between devices, by kind."""
     found = collections.defaultdict(lambda: Collective(0, 0))

@@ -71,6 +71,7 @@ class Report:
     fits: whether the memory is enough.
     flops: of products and kernels.
     moved_bytes: to and from the memory.
+    recomputed: results that the compiler makes twice to make it fit.
     collectives: exchanges by kind.
     compile_seconds: that tracing and compiling took here.
     advice: fields to change where it does not fit.
@@ -86,6 +87,7 @@ class Report:
   fits: bool
   flops: float
   moved_bytes: int
+  recomputed: int
   collectives: dict[str, hlo.Collective]
   compile_seconds: float
   advice: list[str]
@@ -141,6 +143,11 @@ def as_text(report: Report) -> str:
     )
   verdict = 'fits' if report.fits else 'DOES NOT FIT'
   lines.append(f'{verdict:12s} {_size(report.needed)} of {_size(chip.memory)}')
+  if report.recomputed:
+    lines.append(
+      f'tight        the compiler makes {report.recomputed} results twice to '
+      'make it fit'
+    )
   if report.advice:
     lines += ['Change one or more of', *(f'  {line}' for line in report.advice)]
   return '\n'.join(lines)
