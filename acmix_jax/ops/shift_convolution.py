@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import windows
+from acmix_jax.ops import shift_convolution_folded, windows
 
 # Sums are kept in single precision.
 _SUM = jnp.float32
@@ -145,39 +145,13 @@ def _conv(maps, mixing, kernel, offset, strides, dilation):
 
 def _folded(maps, mixing, kernel, offset, strides, dilation):
   folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
-  out = _convolve_channels(maps, folded, strides, dilation)
+  out = shift_convolution_folded.convolve(maps, folded, strides, dilation)
   if offset is not None:
     # It is mixed already. A bias is the same for all images: so is its sum.
     shape = (len(offset), *maps.shape[1:3], kernel.shape[2], maps.shape[4])
     offset = jnp.broadcast_to(offset, shape)
-    out += _convolve_channels(offset, kernel, strides, dilation)
+    out += shift_convolution_folded.convolve(offset, kernel, strides, dilation)
   return out
-
-
-def _convolve_channels(maps, kernel, strides, dilation):
-  """Grouped convolution of [b, h, w, m, d], one channel after the other."""
-  b, h, w, m, d = maps.shape
-  edges = ((0, 0), (0, 0), *_edges(kernel, dilation))
-
-  @jax.checkpoint
-  def convolve(channel):
-    x, weights = channel
-    total = jnp.zeros((), _SUM)
-    # What the maps send to each neighbour is one product, shifted afterwards.
-    sent = jnp.einsum('yxmn,mp->yxnp', weights, x, preferred_element_type=_SUM)
-    for i, row in enumerate(sent):
-      for j, y in enumerate(row):
-        y = jnp.pad(y.reshape(-1, b, h, w), edges)
-        top, left = i * dilation, j * dilation
-        rows, columns = slice(top, top + h), slice(left, left + w)
-        total += y[:, :, rows, columns][:, :, ::strides, ::strides]
-    return total.astype(maps.dtype)
-
-  # The loop runs over channels, as the batch may be spread over devices.
-  x = maps.transpose(4, 3, 0, 1, 2).reshape(d, m, b * h * w)
-  weights = kernel.reshape(*kernel.shape[:3], d, -1).transpose(3, 0, 1, 2, 4)
-  y = lax.map(convolve, (x, weights)).transpose(2, 3, 4, 0, 1)
-  return y.reshape(*y.shape[:3], -1)
 
 
 def _mix(maps, mixing, offset):

@@ -1,0 +1,190 @@
+"""Grouped convolution of maps, one channel after the other.
+
+What the maps of a channel send to each tap is one matrix product, shifted and
+summed afterwards. A stride splits the map into phases, the pixels that the same
+taps see, and each phase is sent to its taps alone. Every image lies in a frame
+of zeros whose rows follow each other in memory, so that a shift in two
+dimensions is one in memory; what is summed beyond the end of a row is cut off.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from acmix_jax.ops import windows
+
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """The outputs of one map within zeros, and where its taps find their phase.
+
+  Attributes:
+    size: rows and columns of the outputs.
+    kernel_size: rows and columns of taps.
+    strides: pixels between outputs.
+    dilation: pixels between neighbouring taps.
+  """
+
+  size: tuple[int, int]
+  kernel_size: tuple[int, int]
+  strides: int
+  dilation: int
+
+  @property
+  def margins(self) -> tuple[int, int]:
+    """Zeros before and after the rows and the columns."""
+    rows, columns = (
+      -(-windows.padding(side, self.dilation) // self.strides)
+      for side in self.kernel_size
+    )
+    return rows, columns
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and columns, with zeros."""
+    rows, columns = (
+      size + 2 * margin
+      for size, margin in zip(self.size, self.margins, strict=True)
+    )
+    return rows, columns
+
+  @property
+  def span(self) -> int:
+    """Pixels in memory from the first output to the last."""
+    return (self.size[0] - 1) * self.shape[1] + self.size[1]
+
+  def taps(self) -> list[tuple[int, int]]:
+    """Of each tap, its phase and how far it moves that, in pixels of memory."""
+    taps = []
+    for tap in itertools.product(*map(range, self.kernel_size)):
+      (row, top), (column, left) = map(self._phase, tap, self.kernel_size)
+      phase = row * self.strides + column
+      taps.append((phase, top * self.shape[1] + left))
+    return taps
+
+  def order(self) -> list[int]:
+    """The taps, phase by phase."""
+    taps = self.taps()
+    return sorted(range(len(taps)), key=taps.__getitem__)
+
+  def phases(self) -> list[tuple[int, slice, list[int]]]:
+    """Each phase that has taps, its slice of `order`, and how they move it."""
+    phases, first = [], 0
+    for phase, taps in itertools.groupby(sorted(self.taps()), lambda x: x[0]):
+      shifts = [shift for _, shift in taps]
+      phases.append((phase, slice(first, first + len(shifts)), shifts))
+      first += len(shifts)
+    return phases
+
+  def _phase(self, position, side):
+    offset = position * self.dilation - windows.padding(side, self.dilation)
+    return offset % self.strides, offset // self.strides
+
+  def first(self, shift: int) -> int:
+    """Where the span lies in memory when it is moved by `shift`."""
+    rows, columns = self.margins
+    return rows * self.shape[1] + columns + shift
+
+  def enclose(self, zeros: jax.Array, x: jax.Array) -> jax.Array:
+    """Writes x [..., *size] into the frame [..., *shape]."""
+    return lax.dynamic_update_slice(
+      zeros, x, (0,) * (x.ndim - 2) + self.margins
+    )
+
+
+def convolve(
+  maps: jax.Array, kernel: jax.Array, strides: int, dilation: int
+) -> jax.Array:
+  """Grouped convolution of [b, h, w, m, d] by [k, k, m, d * n].
+
+  Has a reverse gradient of the first order only.
+  """
+  b, h, w, m, d = maps.shape
+  size = windows.output_size(h, strides), windows.output_size(w, strides)
+  frame = _Frame(size, kernel.shape[:2], strides, dilation)
+  rows, columns = size
+  missing = (0, rows * strides - h), (0, columns * strides - w)
+  x = jnp.pad(maps, ((0, 0), *missing, (0, 0), (0, 0)))
+  x = x.reshape(b, rows, strides, columns, strides, m, d)
+  x = x.transpose(6, 2, 4, 5, 0, 1, 3).reshape(d, -1, m, b, rows, columns)
+  weights = kernel.reshape(-1, m, d, kernel.shape[3] // d)
+  weights = weights[jnp.array(frame.order())].transpose(2, 0, 3, 1)
+  y = _convolve(frame, x, weights.astype(maps.dtype))
+  return y.transpose(2, 3, 4, 0, 1).reshape(b, rows, columns, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(frame, x, weights):
+  """Maps x [d, phases, m, b, *size], weights [d, taps, n, m] to [d, n, b, ...].
+
+  The loop runs over channels, as the batch may be spread over devices.
+  """
+  d, _, m, b, rows, columns = x.shape
+  n = weights.shape[2]
+
+  def convolve_channel(channel, carry):
+    y, zeros = carry
+    total = jnp.zeros((), jnp.float32)
+    for phase, taps, shifts in frame.phases():
+      zeros = frame.enclose(zeros, x[channel, phase])
+      senders = weights[channel, taps].reshape(-1, m)
+      sent = _product(senders, zeros.reshape(m, -1))
+      sent = sent.reshape(len(shifts), n, b, -1)
+      for part, shift in zip(sent, shifts, strict=True):
+        first = frame.first(shift)
+        total += part[:, :, first : first + frame.span]
+    return y.at[channel, :, :, : frame.span].set(total.astype(y.dtype)), zeros
+
+  start = (
+    jnp.zeros((d, n, b, rows * frame.shape[1]), x.dtype),
+    jnp.zeros((m, b, *frame.shape), x.dtype),
+  )
+  y, _ = lax.fori_loop(0, d, convolve_channel, start)
+  return y.reshape(d, n, b, rows, -1)[..., :columns]
+
+
+def _convolve_forward(frame, x, weights):
+  return _convolve(frame, x, weights), (x, weights)
+
+
+def _convolve_backward(frame, residuals, to_y):
+  x, weights = residuals
+  _, _, m, b, rows, columns = x.shape
+  n, width = weights.shape[2], frame.shape[1]
+
+  def differentiate_channel(channel, carry):
+    to_x, to_weights, to_y_frame, x_rows, received = carry
+    to_y_frame = frame.enclose(to_y_frame, to_y[channel])
+    flat = to_y_frame.reshape(n, b, -1)
+    for phase, taps, shifts in frame.phases():
+      for tap, shift in enumerate(shifts, taps.start):
+        first = frame.first(-shift)
+        part = flat[:, :, first : first + frame.span]
+        received = received.at[tap, :, :, : frame.span].set(part)
+      parts = received[taps].reshape(len(shifts) * n, -1)
+      to_phase = _product(weights[channel, taps].reshape(-1, m).T, parts)
+      to_phase = to_phase.reshape(m, b, rows, width)[..., :columns]
+      to_x = to_x.at[channel, phase].set(to_phase.astype(x.dtype))
+      x_rows = x_rows.at[..., :columns].set(x[channel, phase])
+      to_taps = _product(parts, x_rows.reshape(m, -1).T).reshape(-1, n, m)
+      to_weights = to_weights.at[channel, taps].set(to_taps)
+    return to_x, to_weights, to_y_frame, x_rows, received
+
+  start = (
+    jnp.zeros_like(x),
+    jnp.zeros_like(weights, jnp.float32),
+    jnp.zeros((n, b, *frame.shape), to_y.dtype),
+    jnp.zeros((m, b, rows, width), x.dtype),
+    jnp.zeros((weights.shape[1], n, b, rows * width), to_y.dtype),
+  )
+  to_x, to_weights, *_ = lax.fori_loop(0, len(x), differentiate_channel, start)
+  return to_x, to_weights.astype(weights.dtype)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
