@@ -40,6 +40,7 @@ CASES = [
   Case(9, 11, dilation=2, kernel=5),
   Case(9, 8, dilation=2, kernel=3, strides=2),
   Case(3, 2, kernel=3, depth=8),
+  Case(5, 6, kernel=3, depth=6),
   Case(2, 3, kernel=1),
   Case(9, 8, kernel=5, dtype='bfloat16'),
   Case(9, 8, kernel=3, dtype='float16', strides=2),
@@ -103,9 +104,13 @@ def test_shift_convolution_equals_the_reference(name, case):
     ),
     normal(3, mixed if case.strides == 1 else bias, case.dtype),
   ]
-  run = functools.partial(
-    shift_convolution.shift_convolution, implementation=name, **case.options
-  )
+
+  def run(maps, *rest):
+    parts = jnp.split(maps, [case.heads], axis=3)
+    return shift_convolution.shift_convolution(
+      parts, *rest, implementation=name, **case.options
+    )
+
   assert_same(
     jax.jit(run),
     functools.partial(reference.shift_convolution, **case.options),
@@ -191,5 +196,13 @@ def test_local_attention_names_what_is_wrong(shape, options, message):
 def test_shift_convolution_names_what_is_wrong(mixing, kernel, message):
   with pytest.raises(ValueError, match=message):
     shift_convolution.shift_convolution(
-      jnp.zeros((1, 5, 5, 6, 4)), jnp.zeros(mixing), jnp.zeros(kernel)
+      [jnp.zeros((1, 5, 5, 6, 4))], jnp.zeros(mixing), jnp.zeros(kernel)
+    )
+
+
+def test_shift_convolution_refuses_maps_of_different_sizes():
+  maps = [jnp.zeros((1, 5, 5, 2, 4)), jnp.zeros((1, 5, 6, 2, 4))]
+  with pytest.raises(ValueError, match='the same b, h, w, d'):
+    shift_convolution.shift_convolution(
+      maps, jnp.zeros((4, 9)), jnp.zeros((3, 3, 9, 8))
     )

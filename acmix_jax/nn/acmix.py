@@ -89,14 +89,14 @@ class Mix(nn.Module):
     kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
     offset = self._bias(count, projections.valid)
     if k.shape[1:3] == q.shape[1:3]:
-      maps = jnp.concatenate([q, k, v], axis=3)
+      maps = [q, k, v]
     else:
       # Mixing is of one pixel, so it may come before the upsampling.
       coarse, weights = jnp.concatenate([k, v], axis=3), mixing[heads:]
       mixed = jnp.einsum('bhwmd,mt->bhwtd', coarse, weights.astype(q.dtype))
       mixed = _upsample(mixed, *q.shape[1:3])
       offset = mixed if offset is None else mixed + offset
-      maps, mixing = q, mixing[:heads]
+      maps, mixing = [q], mixing[:heads]
     return shift_convolution.shift_convolution(
       maps,
       mixing,

@@ -68,9 +68,12 @@ def local_attention(
     # q . position[query] is the same for all keys of a window, so it leaves
     # the softmax unchanged: only the key's side of the term is needed.
     k = k - position[None, :, :, None].astype(k.dtype)
-  q = q[:, ::strides, ::strides] * q.shape[-1] ** -0.5
+  # The keys are new by now, so scaling them, not q, needs no further memory.
+  k = k * k.shape[-1] ** -0.5
   attend = IMPLEMENTATIONS[implementation]
-  return attend(q, k, v, kernel_size, strides, dilation)
+  return attend(
+    q[:, ::strides, ::strides], k, v, kernel_size, strides, dilation
+  )
 
 
 def _check(q, k, v, position, kernel_size, strides, dilation, implementation):

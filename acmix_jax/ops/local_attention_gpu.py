@@ -315,8 +315,8 @@ def forward(q, k, v, kernel_size, strides, dilation, interpret=False):
   """Attention of q [b, ho, wo, n, d] over k, v [b, h, w, n, d].
 
   Args:
-    q: queries, scaled and strided.
-    k: keys.
+    q: queries, strided.
+    k: keys, scaled.
     v: values.
     kernel_size: odd side of the window.
     strides: pixels between queries.

@@ -59,8 +59,8 @@ def attend(
   `jax.shard_map` needs check_vma=False.
 
   Args:
-    q: queries [b, ceil(h / strides), ceil(w / strides), n, d], scaled.
-    k: keys [b, h, w, n, d].
+    q: queries [b, ceil(h / strides), ceil(w / strides), n, d].
+    k: keys [b, h, w, n, d], scaled.
     v: values [b, h, w, n, d].
     kernel_size: odd side of the window.
     strides: pixels between queries.

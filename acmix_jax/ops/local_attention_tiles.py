@@ -94,7 +94,7 @@ def attend(
   strides: int,
   dilation: int,
 ) -> jax.Array:
-  """Attention of scaled queries [b, ho, wo, n, d] over [b, h, w, n, d]."""
+  """Attention of queries [b, ho, wo, n, d] over scaled [b, h, w, n, d]."""
   height, width = q.shape[1:3]
   rows, columns = (
     _cut(size, kernel_size, strides, dilation) for size in k.shape[1:3]

@@ -4,12 +4,10 @@ Exact implementations behind `shift_convolution`:
   shifts: mixes the maps, then one weighted slice for each tap.
   conv: mixes the maps, then one grouped convolution.
   folded: both steps are linear, so the product of both weights applies at
-    once: for one channel after the other a matrix product gives what its maps
-    send to each neighbour, and these are shifted and added. The t * d mixed
-    maps are never in memory.
+    once, one channel after the other. The t * d mixed maps are never in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +20,7 @@ _SUM = jnp.float32
 
 
 def shift_convolution(
-  maps: jax.Array,
+  maps: Sequence[jax.Array],
   mixing: jax.Array,
   kernel: jax.Array,
   offset: jax.Array | None = None,
@@ -39,7 +37,8 @@ def shift_convolution(
   source's initialisation removes the one it declares.
 
   Args:
-    maps: the projections, one map a head [b, h, w, m, d].
+    maps: the projections, each [b, h, w, m_i, d] with one map a head; m is the
+      sum of the m_i.
     mixing: fully connected weights [m, t], shared by the d channels.
     kernel: [k, k, t, d * n]; group c // n of output channel c is channel
       c // n of the maps. `shift_kernel` is its start value.
@@ -57,9 +56,10 @@ def shift_convolution(
       unknown implementation.
   """
   _check(maps, mixing, kernel, offset, strides, dilation, implementation)
-  mixing, kernel = mixing.astype(maps.dtype), kernel.astype(maps.dtype)
+  dtype = maps[0].dtype
+  mixing, kernel = mixing.astype(dtype), kernel.astype(dtype)
   if offset is not None:
-    offset = offset.astype(maps.dtype)
+    offset = offset.astype(dtype)
   convolve = IMPLEMENTATIONS[implementation]
   return convolve(maps, mixing, kernel, offset, strides, dilation)
 
@@ -81,9 +81,17 @@ def shift_kernel(kernel_size: int, features: int) -> jax.Array:
 
 def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
   name = 'shift_convolution'
-  if maps.ndim != 5:
-    raise ValueError(f'{name}: maps {maps.shape}; [b, h, w, m, d] is needed.')
-  m, d = maps.shape[3:]
+  shapes = [x.shape for x in maps]
+  if not shapes or any(
+    len(shape) != 5 or shape[:3] + shape[4:] != shapes[0][:3] + shapes[0][4:]
+    for shape in shapes
+  ):
+    raise ValueError(
+      f'{name}: maps {shapes}; [b, h, w, m_i, d] with the same b, h, w, d are '
+      'needed.'
+    )
+  b, h, w, _, d = shapes[0]
+  m = sum(shape[3] for shape in shapes)
   if mixing.ndim != 2 or mixing.shape[0] != m:
     raise ValueError(
       f'{name}: mixing {mixing.shape}; [m, t] with m = {m} is needed.'
@@ -94,10 +102,13 @@ def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
       f'{name}: kernel {kernel.shape}; [k, k, t, d * n] with t = {t}, d = {d} '
       'is needed.'
     )
-  mixed = (*maps.shape[:3], t, d)
+  mixed = b, h, w, t, d
   if offset is not None and (
     offset.ndim != 5
-    or any(n not in (1, m) for n, m in zip(offset.shape, mixed, strict=True))
+    or any(
+      given not in (1, wanted)
+      for given, wanted in zip(offset.shape, mixed, strict=True)
+    )
   ):
     raise ValueError(
       f'{name}: offset {offset.shape}; a shape that broadcasts to '
@@ -113,7 +124,7 @@ def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
 
 
 def _shifts(maps, mixing, kernel, offset, strides, dilation):
-  h, w, d = maps.shape[1], maps.shape[2], maps.shape[4]
+  _, h, w, _, d = maps[0].shape
   mixed = _mix(maps, mixing, offset)
   mixed = jnp.pad(mixed, ((0, 0), *_edges(kernel, dilation), (0, 0), (0, 0)))
   kernel = kernel.reshape(*kernel.shape[:3], d, -1)
@@ -127,7 +138,7 @@ def _shifts(maps, mixing, kernel, offset, strides, dilation):
         kernel[i, j],
         preferred_element_type=_SUM,
       )
-  return total.reshape(*total.shape[:3], -1).astype(maps.dtype)
+  return total.reshape(*total.shape[:3], -1).astype(mixed.dtype)
 
 
 def _conv(maps, mixing, kernel, offset, strides, dilation):
@@ -139,7 +150,7 @@ def _conv(maps, mixing, kernel, offset, strides, dilation):
     padding=_edges(kernel, dilation),
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=maps.shape[4],
+    feature_group_count=mixed.shape[3],
   )
 
 
@@ -148,15 +159,23 @@ def _folded(maps, mixing, kernel, offset, strides, dilation):
   out = shift_convolution_folded.convolve(maps, folded, strides, dilation)
   if offset is not None:
     # It is mixed already. A bias is the same for all images: so is its sum.
-    shape = (len(offset), *maps.shape[1:3], kernel.shape[2], maps.shape[4])
-    offset = jnp.broadcast_to(offset, shape)
-    out += shift_convolution_folded.convolve(offset, kernel, strides, dilation)
+    _, h, w, _, d = maps[0].shape
+    offset = jnp.broadcast_to(offset, (len(offset), h, w, kernel.shape[2], d))
+    out += shift_convolution_folded.convolve(
+      [offset], kernel, strides, dilation
+    )
   return out
 
 
 def _mix(maps, mixing, offset):
-  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
-  return mixed if offset is None else mixed + offset
+  """The mixed maps [b, h, w, t, d]."""
+  total = jnp.zeros((), mixing.dtype) if offset is None else offset
+  first = 0
+  for x in maps:
+    weights = mixing[first : first + x.shape[3]]
+    total += jnp.einsum('bhwmd,mt->bhwtd', x, weights)
+    first += x.shape[3]
+  return total
 
 
 def _edges(kernel, dilation):

@@ -10,6 +10,8 @@ dimensions is one in memory; what is summed beyond the end of a row is cut off.
 import dataclasses
 import functools
 import itertools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -97,34 +99,111 @@ class _Frame:
       zeros, x, (0,) * (x.ndim - 2) + self.margins
     )
 
+  def phases_of(self, maps: jax.Array) -> jax.Array:
+    """Cuts maps [b, h, w, m, d] into [d, phases, m, b, *size]."""
+    b, h, w, m, d = maps.shape
+    (rows, columns), s = self.size, self.strides
+    missing = (0, rows * s - h), (0, columns * s - w)
+    x = jnp.pad(maps, ((0, 0), *missing, (0, 0), (0, 0)))
+    x = x.reshape(b, rows, s, columns, s, m, d)
+    return x.transpose(6, 2, 4, 5, 0, 1, 3).reshape(d, -1, m, b, rows, columns)
+
+  def join(self, x: jax.Array, height: int, width: int) -> jax.Array:
+    """The inverse of `phases_of`, to [b, height, width, m, d]."""
+    d, _, m, b, rows, columns = x.shape
+    s = self.strides
+    x = x.reshape(d, s, s, m, b, rows, columns).transpose(4, 5, 1, 6, 2, 3, 0)
+    return x.reshape(b, rows * s, columns * s, m, d)[:, :height, :width]
+
 
 def convolve(
-  maps: jax.Array, kernel: jax.Array, strides: int, dilation: int
+  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
 ) -> jax.Array:
-  """Grouped convolution of [b, h, w, m, d] by [k, k, m, d * n].
+  """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
 
   Has a reverse gradient of the first order only.
   """
-  b, h, w, m, d = maps.shape
+  _, h, w, _, d = maps[0].shape
   size = windows.output_size(h, strides), windows.output_size(w, strides)
   frame = _Frame(size, kernel.shape[:2], strides, dilation)
-  rows, columns = size
-  missing = (0, rows * strides - h), (0, columns * strides - w)
-  x = jnp.pad(maps, ((0, 0), *missing, (0, 0), (0, 0)))
-  x = x.reshape(b, rows, strides, columns, strides, m, d)
-  x = x.transpose(6, 2, 4, 5, 0, 1, 3).reshape(d, -1, m, b, rows, columns)
-  weights = kernel.reshape(-1, m, d, kernel.shape[3] // d)
+  weights = kernel.reshape(-1, kernel.shape[2], d, kernel.shape[3] // d)
   weights = weights[jnp.array(frame.order())].transpose(2, 0, 3, 1)
-  y = _convolve(frame, x, weights.astype(maps.dtype))
-  return y.transpose(2, 3, 4, 0, 1).reshape(b, rows, columns, -1)
+  return _convolve(frame, tuple(maps), weights.astype(maps[0].dtype))
+
+
+# The loops run over channels, as the batch may be spread over devices. Channels
+# lie side by side: some of them are brought in front of the images at a time.
+
+
+def _block(weights):
+  return math.gcd(len(weights), 4)
+
+
+def _take(frame, maps, first, count):
+  """Some channels of all maps, [count, phases, sum of m, b, *size]."""
+  channels = (lax.dynamic_slice_in_dim(x, first, count, axis=4) for x in maps)
+  return jnp.concatenate([frame.phases_of(x) for x in channels], axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(frame, x, weights):
-  """Maps x [d, phases, m, b, *size], weights [d, taps, n, m] to [d, n, b, ...].
+def _convolve(frame, maps, weights):
+  """Maps and weights [d, taps, n, sum of m] to [b, *size, d * n]."""
+  d, _, n, _ = weights.shape
+  b, block = len(maps[0]), _block(weights)
 
-  The loop runs over channels, as the batch may be spread over devices.
-  """
+  def convolve_block(number, y):
+    x = _take(frame, maps, number * block, block)
+    kernels = lax.dynamic_slice_in_dim(weights, number * block, block)
+    part = _convolve_channels(frame, x, kernels).transpose(2, 3, 4, 0, 1)
+    part = part.reshape(*y.shape[:3], -1)
+    return lax.dynamic_update_slice_in_dim(y, part, number * block * n, axis=3)
+
+  start = jnp.zeros((b, *frame.size, d * n), weights.dtype)
+  return lax.fori_loop(0, d // block, convolve_block, start)
+
+
+def _convolve_forward(frame, maps, weights):
+  return _convolve(frame, maps, weights), (maps, weights)
+
+
+def _convolve_backward(frame, residuals, to_y):
+  maps, weights = residuals
+  d, _, n, _ = weights.shape
+  b, h, w, _, _ = maps[0].shape
+  block = _block(weights)
+  splits = list(itertools.accumulate(x.shape[3] for x in maps))[:-1]
+
+  def differentiate_block(number, carry):
+    to_maps, to_weights = carry
+    first = number * block
+    part = lax.dynamic_slice_in_dim(to_y, first * n, block * n, axis=3)
+    part = part.reshape(b, *frame.size, block, n).transpose(3, 4, 0, 1, 2)
+    to_x, to_kernels = _differentiate_channels(
+      frame,
+      _take(frame, maps, first, block),
+      lax.dynamic_slice_in_dim(weights, first, block),
+      part,
+    )
+    to_x = jnp.split(frame.join(to_x, h, w), splits, axis=3)
+    to_maps = [
+      lax.dynamic_update_slice_in_dim(whole, x, first, axis=4)
+      for whole, x in zip(to_maps, to_x, strict=True)
+    ]
+    to_weights = lax.dynamic_update_slice_in_dim(
+      to_weights, to_kernels, first, axis=0
+    )
+    return to_maps, to_weights
+
+  start = [jnp.zeros_like(x) for x in maps], jnp.zeros_like(weights)
+  to_maps, to_weights = lax.fori_loop(0, d // block, differentiate_block, start)
+  return tuple(to_maps), to_weights
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _convolve_channels(frame, x, weights):
+  """Maps x [d, phases, m, b, *size] to [d, n, b, *size]."""
   d, _, m, b, rows, columns = x.shape
   n = weights.shape[2]
 
@@ -149,12 +228,8 @@ def _convolve(frame, x, weights):
   return y.reshape(d, n, b, rows, -1)[..., :columns]
 
 
-def _convolve_forward(frame, x, weights):
-  return _convolve(frame, x, weights), (x, weights)
-
-
-def _convolve_backward(frame, residuals, to_y):
-  x, weights = residuals
+def _differentiate_channels(frame, x, weights, to_y):
+  """Gradients of x and of the weights from that of [d, n, b, *size]."""
   _, _, m, b, rows, columns = x.shape
   n, width = weights.shape[2], frame.shape[1]
 
@@ -185,6 +260,3 @@ def _convolve_backward(frame, residuals, to_y):
   )
   to_x, to_weights, *_ = lax.fori_loop(0, len(x), differentiate_channel, start)
   return to_x, to_weights.astype(weights.dtype)
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
