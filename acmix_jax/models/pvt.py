@@ -57,7 +57,7 @@ class PVT(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
-  convolution_implementation: str = 'folded'
+  convolution_implementation: str = 'auto'
 
   def setup(self):
     common.check_choice('PVT', 'remat', self.remat, common.REMATS)

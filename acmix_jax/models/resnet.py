@@ -86,7 +86,7 @@ class ResNet(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   attention_implementation: str = 'auto'
-  convolution_implementation: str = 'folded'
+  convolution_implementation: str = 'auto'
 
   def setup(self):
     common.check_choice('ResNet', 'remat', self.remat, common.REMATS)

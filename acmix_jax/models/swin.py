@@ -75,7 +75,7 @@ class Swin(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
-  convolution_implementation: str = 'folded'
+  convolution_implementation: str = 'auto'
 
   def setup(self):
     common.check_choice('Swin', 'remat', self.remat, common.REMATS)

@@ -50,7 +50,7 @@ class Mix(nn.Module):
   dilation: int = 1
   mixing_bias: bool = False
   mixing_init: nn.initializers.Initializer = common.TORCH_KERNEL
-  implementation: str = 'folded'
+  implementation: str = 'auto'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -189,7 +189,7 @@ class ACmix(nn.Module):
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
   attention_implementation: str = 'auto'
-  convolution_implementation: str = 'folded'
+  convolution_implementation: str = 'auto'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

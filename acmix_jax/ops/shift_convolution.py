@@ -2,9 +2,11 @@
 
 Exact implementations behind `shift_convolution`:
   shifts: mixes the maps, then one weighted slice for each tap.
-  conv: mixes the maps, then one grouped convolution.
-  folded: both steps are linear, so the product of both weights applies at
-    once, one channel after the other. The t * d mixed maps are never in memory.
+  conv: both steps are linear, so the product of both weights applies at once,
+    in one grouped convolution. The t * d mixed maps are never in memory.
+  channels: the same product, one channel after the other.
+  auto: channels on CPU, where XLA has no fast grouped convolution (it took
+    fifty times as long), and conv elsewhere (on TPU it moves the fewest bytes).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import shift_convolution_folded, windows
+from acmix_jax.ops import shift_convolution_channels, windows
 
 # Sums are kept in single precision.
 _SUM = jnp.float32
@@ -27,7 +29,7 @@ def shift_convolution(
   *,
   strides: int = 1,
   dilation: int = 1,
-  implementation: str = 'folded',
+  implementation: str = 'auto',
 ) -> jax.Array:
   """Mixes m maps into t, then a grouped convolution that starts as shifts.
 
@@ -141,30 +143,50 @@ def _shifts(maps, mixing, kernel, offset, strides, dilation):
   return total.reshape(*total.shape[:3], -1).astype(mixed.dtype)
 
 
-def _conv(maps, mixing, kernel, offset, strides, dilation):
-  mixed = _mix(maps, mixing, offset).swapaxes(3, 4)
+def _fold(convolve):
+  """An implementation that convolves with the product of both weights.
+
+  Args:
+    convolve: (maps, kernel, strides, dilation), of several [b, h, w, m_i, d] by
+      [k, k, sum of m_i, d * n].
+  """
+
+  def fold(maps, mixing, kernel, offset, strides, dilation):
+    folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
+    out = convolve(maps, folded, strides, dilation)
+    if offset is not None:
+      # It is mixed already. A bias is the same for all images: so is its sum.
+      _, h, w, _, d = maps[0].shape
+      shape = len(offset), h, w, kernel.shape[2], d
+      offset = jnp.broadcast_to(offset, shape)
+      out += convolve([offset], kernel, strides, dilation)
+    return out
+
+  return fold
+
+
+def _conv(maps, kernel, strides, dilation):
+  b, h, w, _, d = maps[0].shape
+  x = jnp.concatenate(maps, axis=3).swapaxes(3, 4)
   return lax.conv_general_dilated(
-    mixed.reshape(*mixed.shape[:3], -1),
+    x.reshape(b, h, w, -1),
     kernel,
     window_strides=(strides, strides),
     padding=_edges(kernel, dilation),
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=mixed.shape[3],
+    feature_group_count=d,
   )
 
 
-def _folded(maps, mixing, kernel, offset, strides, dilation):
-  folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
-  out = shift_convolution_folded.convolve(maps, folded, strides, dilation)
-  if offset is not None:
-    # It is mixed already. A bias is the same for all images: so is its sum.
-    _, h, w, _, d = maps[0].shape
-    offset = jnp.broadcast_to(offset, (len(offset), h, w, kernel.shape[2], d))
-    out += shift_convolution_folded.convolve(
-      [offset], kernel, strides, dilation
-    )
-  return out
+def _auto(maps, kernel, strides, dilation):
+  return lax.platform_dependent(
+    *(list(maps), kernel),
+    cpu=lambda *args: shift_convolution_channels.convolve(
+      *args, strides, dilation
+    ),
+    default=lambda *args: _conv(*args, strides, dilation),
+  )
 
 
 def _mix(maps, mixing, offset):
@@ -185,7 +207,8 @@ def _edges(kernel, dilation):
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+  'auto': _fold(_auto),
   'shifts': _shifts,
-  'conv': _conv,
-  'folded': _folded,
+  'conv': _fold(_conv),
+  'channels': _fold(shift_convolution_channels.convolve),
 }

@@ -53,7 +53,7 @@ _IN_TABLE1 = (resnet.ResNet, san.SAN, swin.Swin)
 # Those with the products of the official code.
 _IMPLEMENTATIONS = {
   'attention_implementation': 'patches',
-  'convolution_implementation': 'conv',
+  'convolution_implementation': 'shifts',
 }
 # Of the name stack SAN/SAN.features/stage0_1/mix/attention.project/query.
 _MIXING_LAYER = re.compile(r'\.\w+/([^.]*?/mix)(?:$|/)(.*)')
