@@ -5,6 +5,7 @@ summed afterwards. A stride splits the map into phases, the pixels that the same
 taps see, and each phase is sent to its taps alone. Every image lies in a frame
 of zeros whose rows follow each other in memory, so that a shift in two
 dimensions is one in memory; what is summed beyond the end of a row is cut off.
+The loops run over channels, as images may be spread over devices.
 """
 
 import dataclasses
@@ -18,6 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from acmix_jax.ops import windows
+
+# Channels that are moved in front of the images at a time.
+_BLOCK = 4
 
 _product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
@@ -131,14 +135,6 @@ def convolve(
   return _convolve(frame, tuple(maps), weights.astype(maps[0].dtype))
 
 
-# The loops run over channels, as the batch may be spread over devices. Channels
-# lie side by side: some of them are brought in front of the images at a time.
-
-
-def _block(weights):
-  return math.gcd(len(weights), 4)
-
-
 def _take(frame, maps, first, count):
   """Some channels of all maps, [count, phases, sum of m, b, *size]."""
   channels = (lax.dynamic_slice_in_dim(x, first, count, axis=4) for x in maps)
@@ -149,7 +145,7 @@ def _take(frame, maps, first, count):
 def _convolve(frame, maps, weights):
   """Maps and weights [d, taps, n, sum of m] to [b, *size, d * n]."""
   d, _, n, _ = weights.shape
-  b, block = len(maps[0]), _block(weights)
+  b, block = len(maps[0]), math.gcd(d, _BLOCK)
 
   def convolve_block(number, y):
     x = _take(frame, maps, number * block, block)
@@ -170,7 +166,7 @@ def _convolve_backward(frame, residuals, to_y):
   maps, weights = residuals
   d, _, n, _ = weights.shape
   b, h, w, _, _ = maps[0].shape
-  block = _block(weights)
+  block = math.gcd(d, _BLOCK)
   splits = list(itertools.accumulate(x.shape[3] for x in maps))[:-1]
 
   def differentiate_block(number, carry):
