@@ -1,5 +1,6 @@
 """Training state, its start on the mesh, and the compiled steps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -92,35 +93,9 @@ def make_train_step(
     )(params, model_state, batch, rng)
     return model_state, (grads, metrics | {'loss': loss})
 
-  def accumulated(params, model_state, batch, rng):
-    # Part i takes the rows i, i + n, ...: every device keeps its own rows.
-    parts = jax.tree.map(
-      lambda x: jnp.moveaxis(
-        x.reshape(-1, accumulate_steps, *x.shape[1:]), 1, 0
-      ),
-      batch,
-    )
-
-    def add_part(carry, indexed_part):
-      model_state, sums = carry
-      index, part = indexed_part
-      model_state, results = gradients(
-        params, model_state, part, jax.random.fold_in(rng, index)
-      )
-      return (model_state, jax.tree.map(jnp.add, sums, results)), None
-
-    _, shapes = jax.eval_shape(
-      gradients, params, model_state, jax.tree.map(lambda x: x[0], parts), rng
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (model_state, sums), _ = jax.lax.scan(
-      add_part,
-      (model_state, zeros),
-      (jnp.arange(accumulate_steps), parts),
-    )
-    return model_state, jax.tree.map(lambda x: x / accumulate_steps, sums)
-
-  compute = gradients if accumulate_steps == 1 else accumulated
+  compute = gradients
+  if accumulate_steps > 1:
+    compute = functools.partial(_accumulate, gradients, accumulate_steps)
 
   def train_step(state, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -142,6 +117,31 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _accumulate(gradients, count, params, model_state, batch, rng):
+  """The results of `gradients` for `count` parts of a batch, averaged."""
+  # Part i takes the rows i, i + n, ...: every device keeps its own rows.
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch
+  )
+
+  def add_part(carry, indexed_part):
+    model_state, sums = carry
+    index, part = indexed_part
+    model_state, results = gradients(
+      params, model_state, part, jax.random.fold_in(rng, index)
+    )
+    return (model_state, jax.tree.map(jnp.add, sums, results)), None
+
+  _, shapes = jax.eval_shape(
+    gradients, params, model_state, jax.tree.map(lambda x: x[0], parts), rng
+  )
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (model_state, sums), _ = jax.lax.scan(
+    add_part, (model_state, zeros), (jnp.arange(count), parts)
+  )
+  return model_state, jax.tree.map(lambda x: x / count, sums)
 
 
 def jit_train_step(step: Callable, state: TrainState, mesh: Mesh) -> Callable:
