@@ -51,16 +51,7 @@ def make_schedule(
   Raises:
     ValueError: unknown schedule, a negative warmup or reference batch.
   """
-  if optim.schedule != 'cosine':
-    raise ValueError(
-      f"optim.schedule={optim.schedule!r} is unknown; known: 'cosine'."
-    )
-  if optim.warmup_epochs < 0 or optim.reference_batch_size < 0:
-    raise ValueError(
-      f'optim.warmup_epochs={optim.warmup_epochs} and '
-      f'optim.reference_batch_size={optim.reference_batch_size} must not be '
-      'negative; 0 switches either off.'
-    )
+  _check_schedule(optim)
   peak = optim.learning_rate
   if optim.reference_batch_size:
     peak *= batch_size / optim.reference_batch_size
@@ -82,6 +73,19 @@ def make_schedule(
     return jnp.where(step < warmup, ramp, cosine)
 
   return schedule
+
+
+def _check_schedule(optim):
+  if optim.schedule != 'cosine':
+    raise ValueError(
+      f"optim.schedule={optim.schedule!r} is unknown; known: 'cosine'."
+    )
+  if optim.warmup_epochs < 0 or optim.reference_batch_size < 0:
+    raise ValueError(
+      f'optim.warmup_epochs={optim.warmup_epochs} and '
+      f'optim.reference_batch_size={optim.reference_batch_size} must not be '
+      'negative; 0 switches either off.'
+    )
 
 
 def decay_mask(params, no_decay: tuple[str, ...]):
