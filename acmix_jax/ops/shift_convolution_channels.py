@@ -103,7 +103,7 @@ class _Frame:
       zeros, x, (0,) * (x.ndim - 2) + self.margins
     )
 
-  def phases_of(self, maps: jax.Array) -> jax.Array:
+  def split(self, maps: jax.Array) -> jax.Array:
     """Cuts maps [b, h, w, m, d] into [d, phases, m, b, *size]."""
     b, h, w, m, d = maps.shape
     (rows, columns), s = self.size, self.strides
@@ -113,7 +113,7 @@ class _Frame:
     return x.transpose(6, 2, 4, 5, 0, 1, 3).reshape(d, -1, m, b, rows, columns)
 
   def join(self, x: jax.Array, height: int, width: int) -> jax.Array:
-    """The inverse of `phases_of`, to [b, height, width, m, d]."""
+    """The inverse of `split`, to [b, height, width, m, d]."""
     d, _, m, b, rows, columns = x.shape
     s = self.strides
     x = x.reshape(d, s, s, m, b, rows, columns).transpose(4, 5, 1, 6, 2, 3, 0)
@@ -138,7 +138,7 @@ def convolve(
 def _take(frame, maps, first, count):
   """Some channels of all maps, [count, phases, sum of m, b, *size]."""
   channels = (lax.dynamic_slice_in_dim(x, first, count, axis=4) for x in maps)
-  return jnp.concatenate([frame.phases_of(x) for x in channels], axis=2)
+  return jnp.concatenate([frame.split(x) for x in channels], axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
