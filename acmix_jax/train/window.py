@@ -33,7 +33,7 @@ class Window:
       jax.block_until_ready(self._pending[-MAX_STEPS_AHEAD - 1])
 
   def read(self) -> dict[str, list[float]]:
-    """Waits for all steps; their values in order, by name.
+    """Waits for all steps; a copy of their values in order, by name.
 
     Raises:
       NonFiniteError: a loss or a gradient norm is not finite.
@@ -48,7 +48,7 @@ class Window:
       for name, value in metrics.items():
         self._values.setdefault(name, []).append(float(value))
     self._pending = []
-    return self._values
+    return {name: list(values) for name, values in self._values.items()}
 
   def flush(self) -> dict[str, float]:
     """Means over the window, which is empty afterwards."""
