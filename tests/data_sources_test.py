@@ -78,8 +78,9 @@ def test_folder_takes_a_split_by_its_own_name(tmp_path):
   assert '/val/' in make('folder', tmp_path, 'validation')[0]['name']
 
 
-def test_folder_without_splits_holds_out_a_tenth(tmp_path):
-  fake_data.write_class_folders(tmp_path, splits=(), per_class=11)
+@pytest.mark.parametrize('splits', [(), ('train',)])
+def test_folder_without_validation_holds_out_a_tenth(splits, tmp_path):
+  fake_data.write_class_folders(tmp_path, splits=splits, per_class=11)
   names = [
     [source[i]['name'] for i in range(len(source))]
     for source in (
@@ -89,9 +90,10 @@ def test_folder_without_splits_holds_out_a_tenth(tmp_path):
   ]
   assert [len(n) for n in names] == [27, 6]
   assert not set(names[0]) & set(names[1])
+  root = tmp_path.joinpath(*splits)
   assert names[1][:2] == [
-    str(tmp_path / 'ant' / '000.jpg'),
-    str(tmp_path / 'ant' / '010.jpg'),
+    str(root / 'ant' / '000.jpg'),
+    str(root / 'ant' / '010.jpg'),
   ]
 
 

@@ -295,6 +295,7 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
     ({'optim.schedule': 'step'}, "optim.schedule='step' is unknown"),
     ({'loss.smooth_over': 'some'}, "smooth_over='some'"),
     ({'model.num_classes': 9}, 'has 10 classes; set model.num_classes=10'),
+    ({'data.eval_split': 'x'}, "'train' and 'validation', not 'x'"),
     ({'mesh.model': 3}, 'mesh.model=3 does not divide the 8 devices'),
     ({'mesh.data': 16}, 'there are 8'),
     ({'checkpoint.keep_latest': 0}, 'keep_latest=0'),

@@ -125,11 +125,11 @@ class Folder:
   """Image files in one folder for each class.
 
   Either DIR/train/CLASS/... and DIR/validation/CLASS/... (or val, or test;
-  the folder may also be named by the split itself), or DIR/CLASS/... alone: of
-  each class, in the order of the file names, the first image and every tenth
-  after it are then held out as 'validation'. Classes are numbered in the order
-  of their folders' names. Files may lie in subfolders of the class; hidden
-  files and files of other types are passed over.
+  the folder may also be named by the split itself), or DIR/train/CLASS/... or
+  DIR/CLASS/... alone: of each class, in the order of the file names, the first
+  image and every tenth after it are then held out as 'validation'. Classes are
+  numbered in the order of their folders' names. Files may lie in subfolders of
+  the class; hidden files and files of other types are passed over.
   """
 
   def __init__(self, directory: str, split: str):
@@ -151,10 +151,9 @@ class Folder:
         f'data.dir={root} is no folder; expected a folder that holds '
         'train/CLASS/IMAGE or CLASS/IMAGE.'
       )
-    has_splits = os.path.isdir(os.path.join(root, 'train'))
-    self._root = _split_folder(root, split) if has_splits else root
+    self._root, hold_out = _split_folder(root, split)
     self.class_names = _subfolders(self._root)
-    if has_splits:
+    if not hold_out:
       train_root = os.path.join(root, 'train')
       _check_classes(self._root, self.class_names, _subfolders(train_root))
     if not self.class_names:
@@ -172,7 +171,7 @@ class Folder:
       self._files.extend(files)
       labels.extend([label] * len(files))
     self._labels = np.array(labels, np.int32)
-    if not has_splits:
+    if hold_out:
       self._hold_out(split)
 
   def _hold_out(self, split: str) -> None:
@@ -284,16 +283,21 @@ def _split_indices(labels: np.ndarray, split: str, every: int) -> np.ndarray:
   return np.flatnonzero(held_out == (split == 'validation'))
 
 
-def _split_folder(root: str, split: str) -> str:
-  names = _VALIDATION_FOLDERS if split == 'validation' else (split,)
-  for name in names:
-    path = os.path.join(root, name)
-    if os.path.isdir(path):
-      return path
-  raise ValueError(
-    f'{root} has no folder for the split {split!r}: looked for '
-    f'{", ".join(names)}; it holds: {", ".join(_subfolders(root))}.'
-  )
+def _split_folder(root: str, split: str) -> tuple[str, bool]:
+  """Folder with the images of a split, and whether 'validation' shares it."""
+  folders = _subfolders(root)
+  if 'train' not in folders:
+    return root, True
+  validation = [name for name in _VALIDATION_FOLDERS if name in folders]
+  if not validation and split in ('train', 'validation'):
+    return os.path.join(root, 'train'), True
+  name = validation[0] if split == 'validation' else split
+  if name not in folders:
+    raise ValueError(
+      f'{root} has no folder for the split {split!r}; it holds: '
+      f'{", ".join(folders)}.'
+    )
+  return os.path.join(root, name), False
 
 
 def _check_classes(

@@ -122,7 +122,13 @@ class Classification:
 
   @functools.cached_property
   def _train_source(self):
+    # What is wrong with either split is told before anything is compiled.
+    _ = self._eval_source
     return self._source(self.config.data.train_split)
+
+  @functools.cached_property
+  def _eval_source(self):
+    return self._source(self.config.data.eval_split)
 
   @property
   def steps_per_epoch(self) -> int:
@@ -150,7 +156,7 @@ class Classification:
     """See `tasks.Task`."""
     data = self.config.data
     return pipeline.eval_batches(
-      self._source(data.eval_split),
+      self._eval_source,
       transforms.eval_transform(data),
       batch_size=self.config.eval.batch_size,
       process_index=process_index,
