@@ -17,6 +17,7 @@ from acmix_jax.nn import (
   spatial_reduction_attention,
   transformer,
 )
+from acmix_jax.ops import images
 
 _EPSILON = 1e-6
 
@@ -117,7 +118,8 @@ class PVT(nn.Module):
     stages = {}
     for stage in range(1, len(self.stage_sizes) + 1):
       x = getattr(self, f'embed{stage}')(x)
-      x = x + _resized(getattr(self, f'position{stage}'), x)
+      position = _resized(getattr(self, f'position{stage}'), x)
+      x = images.add_to_each(x, position)
       grid = x.shape[1:3]
       y = x.reshape(len(x), -1, x.shape[-1])
       if classify and stage == len(self.stage_sizes):
@@ -150,10 +152,10 @@ class PVT(nn.Module):
 
 
 def _resized(position: jax.Array, x: jax.Array) -> jax.Array:
-  """Position embeddings [1, h, w, c] for the map, interpolated if need be."""
+  """Position embeddings [h, w, c] for the map, interpolated if need be."""
   if position.shape != x.shape[1:]:
     # As PyTorch interpolates: no smoothing where the map is smaller.
     position = jax.image.resize(
       position.astype(jnp.float32), x.shape[1:], 'bilinear', antialias=False
     )
-  return position.astype(x.dtype)[None]
+  return position.astype(x.dtype)

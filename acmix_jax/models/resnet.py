@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax.nn import acmix, common, local_attention
+from acmix_jax.ops import pooling
 
 MIXES = ('conv', 'attention', 'acmix')
 _EXPANSION = 4
@@ -92,7 +93,9 @@ class ResNet(nn.Module):
     common.check_choice('ResNet', 'remat', self.remat, common.REMATS)
     common.check_choice('ResNet', 'stem', self.stem, ('imagenet', 'small'))
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    conv = functools.partial(_conv, **dtypes)
+    conv = functools.partial(
+      common.Conv, kernel_init=common.KAIMING_FAN_OUT, **dtypes
+    )
     norm = functools.partial(common.BatchNorm, self.norm_groups, **dtypes)
     side, strides = (7, 2) if self.stem == 'imagenet' else (3, 1)
     self.stem_conv = conv(self.width, side, strides)
@@ -119,7 +122,7 @@ class ResNet(nn.Module):
     x = self.stem_conv(x.astype(self.dtype))
     x = nn.relu(self.stem_norm(x, train=train))
     if self.stem == 'imagenet':
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = pooling.max_pool(x, 3, padding=1)
     stages = {}
     for number in range(1, len(self.stage_sizes) + 1):
       x = common.apply_blocks(self, f'stage{number}', x, train=train)
@@ -157,15 +160,3 @@ class ResNet(nn.Module):
       convolution_implementation=self.convolution_implementation,
       **options,
     )
-
-
-def _conv(features, kernel_size, strides=1, **options):
-  return nn.Conv(
-    features,
-    (kernel_size, kernel_size),
-    strides,
-    padding=kernel_size // 2,
-    use_bias=False,
-    kernel_init=common.KAIMING_FAN_OUT,
-    **options,
-  )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from acmix_jax.ops import convolution, products
+
 # What `apply_block` keeps of a block for its gradient.
 REMATS = ('none', 'products', 'block')
 
@@ -119,11 +121,40 @@ class Dense(nn.Module):
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
       bias_init=torch_bias(x.shape[-1]),
+      dot_general=products.dense,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
     nn.share_scope(self, dense)
     return dense(x)
+
+
+class Conv(nn.Module):
+  """A convolution without bias that keeps the size but for its strides.
+
+  Attributes:
+    features: output channels.
+    kernel_size: odd side of the kernel.
+    strides: pixels between outputs.
+    kernel_init: of the kernel. Default: PyTorch's.
+    dtype: of the computation; default that of the input and parameters.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  kernel_size: int
+  strides: int = 1
+  kernel_init: initializers.Initializer = TORCH_KERNEL
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [b, h, w, c] to [b, ceil(h/s), ceil(w/s), features]."""
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return convolution.convolution(x, kernel, self.strides)
 
 
 class BatchNorm(nn.Module):

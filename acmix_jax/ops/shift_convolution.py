@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import shift_convolution_channels, windows
+from acmix_jax.ops import images, shift_convolution_channels, windows
 
 # Sums are kept in single precision.
 _SUM = jnp.float32
@@ -155,11 +155,13 @@ def _fold(convolve):
     folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
     out = convolve(maps, folded, strides, dilation)
     if offset is not None:
-      # It is mixed already. A bias is the same for all images: so is its sum.
-      _, h, w, _, d = maps[0].shape
-      shape = len(offset), h, w, kernel.shape[2], d
-      offset = jnp.broadcast_to(offset, shape)
-      out += convolve([offset], kernel, strides, dilation)
+      # It is mixed already. A bias is the same for all images and channels: it
+      # stays one image and one group.
+      b, h, w, _, _ = maps[0].shape
+      shared, _, _, _, d = offset.shape
+      offset = jnp.broadcast_to(offset, (shared, h, w, kernel.shape[2], d))
+      offset = convolve([offset], kernel, strides, dilation)
+      out = out + offset if shared == b else images.add_to_each(out, offset[0])
     return out
 
   return fold

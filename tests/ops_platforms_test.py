@@ -1,0 +1,111 @@
+"""Operations written in another way on CPU: as XLA's own, gradients included.
+
+These tests run on CPU; what other platforms run is the reference.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from acmix_jax.nn import transformer
+from acmix_jax.ops import convolution, images, pooling, products
+
+
+def random(seed, *shape, dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def check_equal(ours, reference, *args):
+  """The same values and gradients of all arguments, up to rounding."""
+  y, to_args = jax.vjp(ours, *args)
+  expected, to_expected = jax.vjp(reference, *args)
+  assert y.dtype == expected.dtype
+  to_y = random(9, *y.shape, dtype=y.dtype)
+  for a, b in zip(
+    (y, *to_args(to_y)), (expected, *to_expected(to_y)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('side', [1, 3])
+@pytest.mark.parametrize('strides', [1, 2])
+def test_convolution_is_that_of_lax(side, strides):
+  pad = side // 2
+
+  def reference(x, kernel):
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (strides, strides),
+      ((pad, pad), (pad, pad)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  def ours(x, kernel):
+    return convolution.convolution(x, kernel, strides)
+
+  check_equal(
+    ours, reference, random(0, 2, 7, 5, 6), random(1, side, side, 6, 4)
+  )
+
+
+@pytest.mark.parametrize('shape', [(6,), (3, 6), (2, 5, 6), (2, 3, 4, 6)])
+def test_dense_is_the_product_of_flax(shape):
+  dimensions = ((len(shape) - 1,), (0,)), ((), ())
+
+  def ours(x, kernel):
+    return products.dense(x, kernel, dimensions, precision=None)
+
+  def reference(x, kernel):
+    return lax.dot_general(x, kernel, dimensions)
+
+  check_equal(ours, reference, random(0, *shape), random(1, 6, 4))
+
+
+@pytest.mark.parametrize('size, padding', [(2, 0), (3, 1)])
+@pytest.mark.parametrize('h, w', [(8, 6), (7, 9)])
+def test_max_pool_is_that_of_flax(size, padding, h, w):
+  pads = ((padding, padding), (padding, padding))
+  # Few levels: most windows hold the largest value more than once.
+  x = jnp.round(random(0, 2, h, w, 3))
+  check_equal(
+    lambda x: pooling.max_pool(x, size, padding),
+    lambda x: nn.max_pool(x, (size, size), (2, 2), pads),
+    x,
+  )
+
+
+def test_max_pool_keeps_nan():
+  for y, x in np.ndindex(2, 2):
+    image = np.zeros((1, 2, 2, 1), np.float32)
+    image[0, y, x] = np.nan
+    assert np.isnan(pooling.max_pool(jnp.asarray(image), 2)).all()
+
+
+def test_adds_to_each_image():
+  check_equal(
+    images.add_to_each,
+    lambda x, y: x + y[None],
+    random(0, 3, 4, 5, 2),
+    random(1, 4, 5, 2),
+  )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gelu_is_exact(dtype):
+  x = jnp.linspace(-6, 6, 1001).astype(dtype)
+  expected = [
+    0.5 * value * math.erfc(-value * math.sqrt(0.5))
+    for value in np.asarray(x, np.float64)
+  ]
+  rounding = float(jnp.finfo(dtype).eps)
+  y = transformer.gelu(x)
+  assert y.dtype == x.dtype
+  np.testing.assert_allclose(
+    np.asarray(y, np.float64), expected, rtol=rounding, atol=1e-6
+  )
