@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from acmix_jax.ops import windows
@@ -39,6 +38,13 @@ def max_pool(x: jax.Array, size: int, padding: int = 0) -> jax.Array:
     return largest
 
   def pool(x):
-    return nn.max_pool(x, (size, size), (2, 2), pads)
+    return lax.reduce_window(
+      x,
+      -jnp.inf,
+      lax.max,
+      window_dimensions=(1, size, size, 1),
+      window_strides=(1, 2, 2, 1),
+      padding=((0, 0), *pads, (0, 0)),
+    )
 
   return lax.platform_dependent(x, cpu=compare, default=pool)
