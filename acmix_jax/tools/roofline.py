@@ -15,22 +15,23 @@ class Chip(NamedTuple):
     name: of the generation.
     flops: a second, dense products of bfloat16.
     bandwidth: bytes a second of the memory.
-    memory: bytes.
+    memory: bytes that the compiler lets a program use.
   """
 
   name: str
   flops: float
   bandwidth: float
-  memory: int
+  memory: float
 
 
 # By kind of device, from cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. A chip
-# of v4 shows as two devices, its cores, and each has half of it.
+# of v4 shows as two devices, its cores, and each has half of it. The memory is
+# what the compiler of libtpu 0.0.42.1 names when a program exceeds it.
 CHIPS = {
-  'TPU v4': Chip('v4 core', 275e12 / 2, 1228e9 / 2, 16 * _GIB),
-  'TPU v5 lite': Chip('v5e', 197e12, 819e9, 16 * _GIB),
-  'TPU v5': Chip('v5p', 459e12, 2765e9, 95 * _GIB),
-  'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 32 * _GIB),
+  'TPU v4': Chip('v4 core', 275e12 / 2, 1228e9 / 2, 15.25 * _GIB),
+  'TPU v5 lite': Chip('v5e', 197e12, 819e9, 15.75 * _GIB),
+  'TPU v5': Chip('v5p', 459e12, 2765e9, 95.74 * _GIB),
+  'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 31.25 * _GIB),
 }
 
 
