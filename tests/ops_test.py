@@ -94,30 +94,37 @@ def test_local_attention_equals_the_reference(name, case):
 @pytest.mark.parametrize('name', shift_convolution.IMPLEMENTATIONS)
 def test_shift_convolution_equals_the_reference(name, case):
   taps, m = min(9, case.kernel**2), 3 * case.heads
-  # A bias, or maps that were mixed elsewhere.
-  bias, mixed = (1, 1, 1, taps, 1), (2, case.h, case.w, taps, case.depth)
+  size = 2, case.h, case.w
   inputs = [
-    normal(0, (2, case.h, case.w, m, case.depth), case.dtype),
+    normal(0, (*size, m, case.depth), case.dtype),
     normal(1, (m, taps), case.dtype),
     normal(
       2, (case.kernel, case.kernel, taps, case.depth * case.heads), case.dtype
     ),
-    normal(3, mixed if case.strides == 1 else bias, case.dtype),
+    normal(3, (taps,), case.dtype),
+    normal(4, (*size, taps, case.depth), case.dtype),
   ]
+  valid = np.arange(case.h * case.w).reshape(size[1:]) % 3 != 1
 
-  def run(maps, *rest):
+  def run(maps, mixing, kernel, bias, mixed):
     parts = jnp.split(maps, [case.heads], axis=3)
     return shift_convolution.shift_convolution(
-      parts, *rest, implementation=name, **case.options
+      *(parts, mixing, kernel, bias),
+      mixed=mixed,
+      valid=valid,
+      implementation=name,
+      **case.options,
     )
 
-  assert_same(
-    jax.jit(run),
-    functools.partial(reference.shift_convolution, **case.options),
-    inputs,
-    case.dtype,
-    terms=taps * case.kernel**2 * m,
-  )
+  def exact_run(maps, mixing, kernel, bias, mixed):
+    bias = bias.reshape(1, 1, 1, -1, 1)
+    offset = mixed + bias * valid[None, :, :, None, None]
+    return reference.shift_convolution(
+      maps, mixing, kernel, offset, **case.options
+    )
+
+  terms = taps * case.kernel**2 * m
+  assert_same(jax.jit(run), exact_run, inputs, case.dtype, terms)
 
 
 def test_the_reference_is_the_equation():
@@ -197,6 +204,24 @@ def test_shift_convolution_names_what_is_wrong(mixing, kernel, message):
   with pytest.raises(ValueError, match=message):
     shift_convolution.shift_convolution(
       [jnp.zeros((1, 5, 5, 6, 4))], jnp.zeros(mixing), jnp.zeros(kernel)
+    )
+
+
+@pytest.mark.parametrize(
+  ('name', 'needed'),
+  [
+    ('bias', r'\(9,\)'),
+    ('mixed', r'\(1, 5, 5, 9, 4\)'),
+    ('valid', r'\(5, 5\)'),
+  ],
+)
+def test_shift_convolution_names_the_shape_that_is_needed(name, needed):
+  with pytest.raises(ValueError, match=f'{name} .* {needed} is needed'):
+    shift_convolution.shift_convolution(
+      [jnp.zeros((1, 5, 5, 6, 4))],
+      jnp.zeros((6, 9)),
+      jnp.zeros((3, 3, 9, 8)),
+      **{name: jnp.zeros((5, 9))},
     )
 
 

@@ -87,35 +87,28 @@ class Mix(nn.Module):
       'mixing', self.mixing_init, (count, taps), self.param_dtype
     )
     kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
-    offset = self._bias(count, projections.valid)
-    if k.shape[1:3] == q.shape[1:3]:
-      maps = [q, k, v]
-    else:
+    bias = None
+    if self.mixing_bias:
+      init = common.torch_bias(count)
+      bias = self.param('mixing_bias', init, (taps,), self.param_dtype)
+    maps, mixed = [q, k, v], None
+    if k.shape[1:3] != q.shape[1:3]:
       # Mixing is of one pixel, so it may come before the upsampling.
       coarse, weights = jnp.concatenate([k, v], axis=3), mixing[heads:]
       mixed = jnp.einsum('bhwmd,mt->bhwtd', coarse, weights.astype(q.dtype))
       mixed = _upsample(mixed, *q.shape[1:3])
-      offset = mixed if offset is None else mixed + offset
       maps, mixing = [q], mixing[:heads]
     return shift_convolution.shift_convolution(
       maps,
       mixing,
       kernel,
-      offset,
+      bias,
+      mixed=mixed,
+      valid=projections.valid,
       strides=self.strides,
       dilation=self.dilation,
       implementation=self.implementation,
     )
-
-  def _bias(self, count, valid):
-    """The bias of the mixing where pixels are valid, [1, h, w, t, 1]."""
-    if not self.mixing_bias:
-      return None
-    shape = (self.kernel_size**2,)
-    init = common.torch_bias(count)
-    bias = self.param('mixing_bias', init, shape, self.param_dtype)
-    bias = bias.reshape(1, 1, 1, -1, 1)
-    return bias if valid is None else bias * valid[None, :, :, None, None]
 
   def _shifts(self, key, features):
     del key

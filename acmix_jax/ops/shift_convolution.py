@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from acmix_jax.ops import images, shift_convolution_channels, windows
@@ -25,8 +26,10 @@ def shift_convolution(
   maps: Sequence[jax.Array],
   mixing: jax.Array,
   kernel: jax.Array,
-  offset: jax.Array | None = None,
+  bias: jax.Array | None = None,
   *,
+  mixed: jax.Array | None = None,
+  valid: np.ndarray | None = None,
   strides: int = 1,
   dilation: int = 1,
   implementation: str = 'auto',
@@ -44,8 +47,9 @@ def shift_convolution(
     mixing: fully connected weights [m, t], shared by the d channels.
     kernel: [k, k, t, d * n]; group c // n of output channel c is channel
       c // n of the maps. `shift_kernel` is its start value.
-    offset: added to the mixed maps before zero padding, of a shape that
-      broadcasts to [b, h, w, t, d]: a bias is [1, 1, 1, t, 1].
+    bias: of the fully connected layer [t].
+    mixed: maps [b, h, w, t, d] that were mixed elsewhere, added to those.
+    valid: bool [h, w] of numpy, where the bias is added; None: everywhere.
     strides: pixels between outputs.
     dilation: pixels between neighbouring taps.
     implementation: a name of `IMPLEMENTATIONS`.
@@ -57,13 +61,16 @@ def shift_convolution(
     ValueError: shapes that disagree, a window that is not centred, or an
       unknown implementation.
   """
-  _check(maps, mixing, kernel, offset, strides, dilation, implementation)
+  _check(maps, mixing, kernel, strides, dilation, implementation)
+  _check_mixed(maps, mixing, bias=bias, mixed=mixed, valid=valid)
   dtype = maps[0].dtype
-  mixing, kernel = mixing.astype(dtype), kernel.astype(dtype)
-  if offset is not None:
-    offset = offset.astype(dtype)
+  mixing, kernel, bias, mixed = jax.tree.map(
+    lambda x: x.astype(dtype), (mixing, kernel, bias, mixed)
+  )
+  if valid is None:
+    valid = np.ones(maps[0].shape[1:3], bool)
   convolve = IMPLEMENTATIONS[implementation]
-  return convolve(maps, mixing, kernel, offset, strides, dilation)
+  return convolve(maps, mixing, kernel, bias, mixed, valid, strides, dilation)
 
 
 def shift_kernel(kernel_size: int, features: int) -> jax.Array:
@@ -81,7 +88,7 @@ def shift_kernel(kernel_size: int, features: int) -> jax.Array:
   return jnp.tile(one_hot, features)
 
 
-def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
+def _check(maps, mixing, kernel, strides, dilation, implementation):
   name = 'shift_convolution'
   shapes = [x.shape for x in maps]
   if not shapes or any(
@@ -92,7 +99,7 @@ def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
       f'{name}: maps {shapes}; [b, h, w, m_i, d] with the same b, h, w, d are '
       'needed.'
     )
-  b, h, w, _, d = shapes[0]
+  d = shapes[0][4]
   m = sum(shape[3] for shape in shapes)
   if mixing.ndim != 2 or mixing.shape[0] != m:
     raise ValueError(
@@ -104,18 +111,6 @@ def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
       f'{name}: kernel {kernel.shape}; [k, k, t, d * n] with t = {t}, d = {d} '
       'is needed.'
     )
-  mixed = b, h, w, t, d
-  if offset is not None and (
-    offset.ndim != 5
-    or any(
-      given not in (1, wanted)
-      for given, wanted in zip(offset.shape, mixed, strict=True)
-    )
-  ):
-    raise ValueError(
-      f'{name}: offset {offset.shape}; a shape that broadcasts to '
-      f'[b, h, w, t, d] = {mixed} is needed.'
-    )
   for side in kernel.shape[:2]:
     windows.check_window(name, side, strides, dilation)
   if implementation not in IMPLEMENTATIONS:
@@ -125,10 +120,22 @@ def _check(maps, mixing, kernel, offset, strides, dilation, implementation):
     )
 
 
-def _shifts(maps, mixing, kernel, offset, strides, dilation):
+def _check_mixed(maps, mixing, **given):
+  b, h, w, _, d = maps[0].shape
+  t = mixing.shape[1]
+  wanted = {'bias': (t,), 'mixed': (b, h, w, t, d), 'valid': (h, w)}
+  for name, x in given.items():
+    if x is not None and x.shape != wanted[name]:
+      raise ValueError(
+        f'shift_convolution: {name} {x.shape}; {wanted[name]} is needed.'
+      )
+
+
+def _shifts(maps, mixing, kernel, bias, mixed, valid, strides, dilation):
   _, h, w, _, d = maps[0].shape
-  mixed = _mix(maps, mixing, offset)
-  mixed = jnp.pad(mixed, ((0, 0), *_edges(kernel, dilation), (0, 0), (0, 0)))
+  mixed = _mix(maps, mixing, bias, mixed, valid)
+  edges = _edges(kernel.shape[:2], dilation)
+  mixed = jnp.pad(mixed, ((0, 0), *edges, (0, 0), (0, 0)))
   kernel = kernel.reshape(*kernel.shape[:3], d, -1)
   total = jnp.zeros((), _SUM)
   for i in range(kernel.shape[0]):
@@ -143,6 +150,20 @@ def _shifts(maps, mixing, kernel, offset, strides, dilation):
   return total.reshape(*total.shape[:3], -1).astype(mixed.dtype)
 
 
+def _mix(maps, mixing, bias, mixed, valid):
+  """All mixed maps [b, h, w, t, d]."""
+  total = jnp.zeros((), mixing.dtype) if mixed is None else mixed
+  first = 0
+  for x in maps:
+    weights = mixing[first : first + x.shape[3]]
+    total += jnp.einsum('bhwmd,mt->bhwtd', x, weights)
+    first += x.shape[3]
+  if bias is not None:
+    bias = bias.reshape(1, 1, 1, -1, 1)
+    total += bias * valid[None, :, :, None, None]
+  return total
+
+
 def _fold(convolve):
   """An implementation that convolves with the product of both weights.
 
@@ -151,20 +172,31 @@ def _fold(convolve):
       [k, k, sum of m_i, d * n].
   """
 
-  def fold(maps, mixing, kernel, offset, strides, dilation):
+  def fold(maps, mixing, kernel, bias, mixed, valid, strides, dilation):
     folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
+    if mixed is not None:
+      maps, folded = [*maps, mixed], jnp.concatenate([folded, kernel], axis=2)
     out = convolve(maps, folded, strides, dilation)
-    if offset is not None:
-      # It is mixed already. A bias is the same for all images and channels: it
-      # stays one image and one group.
-      b, h, w, _, _ = maps[0].shape
-      shared, _, _, _, d = offset.shape
-      offset = jnp.broadcast_to(offset, (shared, h, w, kernel.shape[2], d))
-      offset = convolve([offset], kernel, strides, dilation)
-      out = out + offset if shared == b else images.add_to_each(out, offset[0])
+    if bias is not None:
+      taps = jnp.einsum('t,yxtc->yxc', bias, kernel)
+      seen = _seen(valid, kernel.shape[:2], strides, dilation)
+      added = jnp.einsum('hwyx,yxc->hwc', seen.astype(out.dtype), taps)
+      out = images.add_to_each(out, added)
     return out
 
   return fold
+
+
+def _seen(valid, kernel_size, strides, dilation):
+  """Whether each tap of an output is on a valid pixel, [h', w', k, k]."""
+  h, w = valid.shape
+  padded = np.pad(valid, _edges(kernel_size, dilation))
+  rows, columns = (range(0, k * dilation, dilation) for k in kernel_size)
+  taps = [
+    [padded[y : y + h : strides, x : x + w : strides] for x in columns]
+    for y in rows
+  ]
+  return np.moveaxis(np.array(taps), (0, 1), (2, 3))
 
 
 def _conv(maps, kernel, strides, dilation):
@@ -174,7 +206,7 @@ def _conv(maps, kernel, strides, dilation):
     x.reshape(b, h, w, -1),
     kernel,
     window_strides=(strides, strides),
-    padding=_edges(kernel, dilation),
+    padding=_edges(kernel.shape[:2], dilation),
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=d,
@@ -191,20 +223,9 @@ def _auto(maps, kernel, strides, dilation):
   )
 
 
-def _mix(maps, mixing, offset):
-  """The mixed maps [b, h, w, t, d]."""
-  total = jnp.zeros((), mixing.dtype) if offset is None else offset
-  first = 0
-  for x in maps:
-    weights = mixing[first : first + x.shape[3]]
-    total += jnp.einsum('bhwmd,mt->bhwtd', x, weights)
-    first += x.shape[3]
-  return total
-
-
-def _edges(kernel, dilation):
+def _edges(kernel_size, dilation):
   """Zeros before and after the rows and the columns of a map."""
-  pads = [windows.padding(side, dilation) for side in kernel.shape[:2]]
+  pads = [windows.padding(side, dilation) for side in kernel_size]
   return [(pad, pad) for pad in pads]
 
 
