@@ -77,9 +77,9 @@ class Mix(nn.Module):
     )
 
   def _convolve(self, projections):
-    q, k, v = (
-      x.astype(self.dtype or x.dtype)
-      for x in (projections.q, projections.k, projections.v)
+    q, k, v, stacked = jax.tree.map(
+      lambda x: x.astype(self.dtype or x.dtype),
+      (projections.q, projections.k, projections.v, projections.stacked),
     )
     heads, taps = q.shape[3], self.kernel_size**2
     count = heads + k.shape[3] + v.shape[3]
@@ -91,7 +91,7 @@ class Mix(nn.Module):
     if self.mixing_bias:
       init = common.torch_bias(count)
       bias = self.param('mixing_bias', init, (taps,), self.param_dtype)
-    maps, mixed = [q, k, v], None
+    maps, mixed = [q, k, v] if stacked is None else [stacked], None
     if k.shape[1:3] != q.shape[1:3]:
       # Mixing is of one pixel, so it may come before the upsampling.
       coarse, weights = jnp.concatenate([k, v], axis=3), mixing[heads:]

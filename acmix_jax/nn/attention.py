@@ -18,6 +18,8 @@ class Projections:
     context: what the attention's own `aggregate` needs beside them.
     valid: bool [h, w], False where a pixel is padding, whose q, k and v must
       be zero; None: all pixels are valid.
+    stacked: q, k and v in one array [b, h, w, m + m + n, d], where they are
+      slices of one: the convolution path then takes it whole.
   """
 
   q: jax.Array
@@ -25,6 +27,7 @@ class Projections:
   v: jax.Array
   context: Any = None
   valid: Any = None
+  stacked: jax.Array | None = None
 
 
 class Attention(nn.Module):

@@ -71,9 +71,9 @@ class WindowAttention(attention.Attention):
     if regions is not None and regions.min() < 0:
       valid = regions >= 0
       maps = jnp.where(valid[None, :, :, None], maps, 0)
-    maps = maps.reshape(*x.shape[:3], 3, self.num_heads, -1)
-    q, k, v = (maps[:, :, :, i] for i in range(3))
-    return attention.Projections(q, k, v, regions, valid)
+    maps = maps.reshape(*x.shape[:3], 3 * self.num_heads, -1)
+    q, k, v = jnp.split(maps, 3, axis=3)
+    return attention.Projections(q, k, v, regions, valid, stacked=maps)
 
   def aggregate(self, projections: attention.Projections) -> jax.Array:
     """Attention within windows: [b, h, w, features]."""
