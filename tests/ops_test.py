@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from acmix_jax.ops import local_attention, reference, shift_convolution
+from acmix_jax.ops import (
+  local_attention,
+  loops,
+  reference,
+  shift_convolution,
+)
 
 # Rounding error of a sum grows with its terms; these are for inputs near 1.
 _TOLERANCE = {'float32': 2e-6, 'bfloat16': 3e-2, 'float16': 4e-3}
@@ -156,6 +161,13 @@ def test_shift_kernel_moves_each_map_to_its_own_neighbour():
     padded[i : i + 5, j : j + 5, 3 * i + j] for i in range(3) for j in range(3)
   )
   np.testing.assert_allclose(out[0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_loops_start_with_zeros_whatever_the_input_is():
+  x = jnp.asarray([1.0, -jnp.inf, jnp.inf, jnp.nan], jnp.bfloat16)
+  zeros = loops.zeros(x)
+  assert zeros.dtype == jnp.float32
+  np.testing.assert_array_equal(zeros, np.zeros(4))
 
 
 def test_large_logits_neither_overflow_nor_vanish():

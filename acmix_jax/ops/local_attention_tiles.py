@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import window_counts, windows
+from acmix_jax.ops import loops, window_counts, windows
 
 # Queries along a side of a tile. A smaller tile masks fewer products, a larger
 # one copies fewer keys; on CPU 4 was the fastest of 4, 5, 7 and 8 unless a
@@ -120,9 +120,9 @@ def _attend(rows, columns, q, k, v):
 
 def _attend_forward(rows, columns, q, k, v):
   def attend_tile(tile, carry):
-    out, logsumexp = carry
+    maps, logsumexp = carry
     logits = tile.bias + _product(
-      'tqd,tkd->tqk', _get(q, tile.queries), _get(k, tile.keys)
+      'tqd,tkd->tqk', _get(maps, tile.queries), _get(k, tile.keys)
     )
     greatest = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - greatest)
@@ -130,12 +130,14 @@ def _attend_forward(rows, columns, q, k, v):
     values = _get(v, tile.keys)
     sums = _product('tqk,tkd->tqd', weights.astype(v.dtype), values)
     return (
-      _put(out, sums / total, tile.queries),
+      _put(maps, sums / total, tile.queries),
       _put(logsumexp, greatest + jnp.log(total), tile.queries),
     )
 
-  start = jnp.zeros_like(q, v.dtype), jnp.zeros_like(q[..., :1], jnp.float32)
+  # What a tile attends to takes the place of its queries.
+  start = q.astype(jnp.result_type(q, v)), q[..., :1].astype(jnp.float32)
   out, logsumexp = _loop(rows, columns, attend_tile, start)
+  out = out.astype(v.dtype)
   return out, (q, k, v, out, logsumexp)
 
 
@@ -164,13 +166,9 @@ def _attend_backward(rows, columns, residuals, to_out):
       _add_transposed(to_v, to_v_tile, tile.keys),
     )
 
-  start = (
-    jnp.zeros_like(q),
-    jnp.zeros_like(k, jnp.float32),
-    jnp.zeros_like(v, jnp.float32),
-  )
+  start = loops.zeros(q), loops.zeros(k), loops.zeros(v)
   to_q, to_k, to_v = _loop(rows, columns, differentiate_tile, start)
-  return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype)
+  return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

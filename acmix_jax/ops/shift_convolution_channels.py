@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import windows
+from acmix_jax.ops import loops, windows
 
 # Channels that are moved in front of the images at a time.
 _BLOCK = 4
@@ -154,7 +154,8 @@ def _convolve(frame, maps, weights):
     part = part.reshape(*y.shape[:3], -1)
     return lax.dynamic_update_slice_in_dim(y, part, number * block * n, axis=3)
 
-  start = jnp.zeros((b, *frame.size, d * n), weights.dtype)
+  zero = loops.zeros(weights[0, 0, 0, 0]).astype(weights.dtype)
+  start = jnp.full((b, *frame.size, d * n), zero)
   return lax.fori_loop(0, d // block, convolve_block, start)
 
 
@@ -170,7 +171,7 @@ def _convolve_backward(frame, residuals, to_y):
   splits = list(itertools.accumulate(x.shape[3] for x in maps))[:-1]
 
   def differentiate_block(number, carry):
-    to_maps, to_weights = carry
+    maps, to_weights = carry
     first = number * block
     part = lax.dynamic_slice_in_dim(to_y, first * n, block * n, axis=3)
     part = part.reshape(b, *frame.size, block, n).transpose(3, 4, 0, 1, 2)
@@ -181,16 +182,17 @@ def _convolve_backward(frame, residuals, to_y):
       part,
     )
     to_x = jnp.split(frame.join(to_x, h, w), splits, axis=3)
-    to_maps = [
+    maps = [
       lax.dynamic_update_slice_in_dim(whole, x, first, axis=4)
-      for whole, x in zip(to_maps, to_x, strict=True)
+      for whole, x in zip(maps, to_x, strict=True)
     ]
     to_weights = lax.dynamic_update_slice_in_dim(
       to_weights, to_kernels, first, axis=0
     )
-    return to_maps, to_weights
+    return maps, to_weights
 
-  start = [jnp.zeros_like(x) for x in maps], jnp.zeros_like(weights)
+  # The gradients take the place of the maps.
+  start = list(maps), loops.zeros(weights).astype(weights.dtype)
   to_maps, to_weights = lax.fori_loop(0, d // block, differentiate_block, start)
   return tuple(to_maps), to_weights
 
