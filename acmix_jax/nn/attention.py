@@ -16,8 +16,8 @@ class Projections:
     k: key maps [b, h', w', m, d], on the grid of q or a coarser one.
     v: value maps [b, h', w', n, d]; n * d is the layer's output width.
     context: what the attention's own `aggregate` needs beside them.
-    valid: bool [h, w], False where a pixel is padding, whose q, k and v must
-      be zero; None: all pixels are valid.
+    valid: bool [h, w] of numpy, False where a pixel is padding, whose q, k and
+      v must be zero; None: all pixels are valid.
     stacked: q, k and v in one array [b, h, w, m + m + n, d], where they are
       slices of one: the convolution path then takes it whole.
   """
