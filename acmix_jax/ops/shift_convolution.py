@@ -174,9 +174,10 @@ def _fold(convolve):
 
   def fold(maps, mixing, kernel, bias, mixed, valid, strides, dilation):
     folded = jnp.einsum('mt,yxtc->yxmc', mixing, kernel)
-    if mixed is not None:
-      maps, folded = [*maps, mixed], jnp.concatenate([folded, kernel], axis=2)
     out = convolve(maps, folded, strides, dilation)
+    if mixed is not None:
+      # Beside the maps, in one convolution, it moved a ninth more on TPU.
+      out = out + convolve([mixed], kernel, strides, dilation)
     if bias is not None:
       taps = jnp.einsum('t,yxtc->yxc', bias, kernel)
       seen = _seen(valid, kernel.shape[:2], strides, dilation)
