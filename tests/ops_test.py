@@ -170,6 +170,18 @@ def test_loops_start_with_zeros_whatever_the_input_is():
   np.testing.assert_array_equal(zeros, np.zeros(4))
 
 
+def test_the_values_keep_their_precision_beside_queries_of_less():
+  shape = (1, 9, 8, 2, 4)
+  q, k = (normal(i, shape, 'bfloat16') for i in range(2))
+  v = normal(2, shape)
+  tiles, patches = (
+    local_attention.local_attention(q, k, v, implementation=name)
+    for name in ('tiles', 'patches')
+  )
+  assert tiles.dtype == v.dtype
+  np.testing.assert_allclose(tiles, patches, rtol=1e-5, atol=1e-6)
+
+
 def test_large_logits_neither_overflow_nor_vanish():
   q = jnp.full((1, 8, 8, 1, 4), 60.0, jnp.float16)
   v = normal(0, (1, 8, 8, 1, 4), jnp.float16)
