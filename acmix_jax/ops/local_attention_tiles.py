@@ -2,9 +2,9 @@
 
 The queries of a tile see a rectangle of keys in common. What is added to the
 logits leaves each query its window and counts the keys that the border mirrors
-into it, so nothing is padded. A step of the loop takes the same tile of every
-image and head; the batch is never cut, as it may be spread over devices. The
-backward pass computes the weights again from their log-sum-exp.
+into it, so nothing is padded. A step of the loop takes the same few tiles of
+every image and head; the batch is never cut, as it may be spread over devices.
+The backward pass computes the weights again from their log-sum-exp.
 """
 
 import dataclasses
@@ -22,6 +22,10 @@ from acmix_jax.ops import loops, window_counts, windows
 # one copies fewer keys; on CPU 4 was the fastest of 4, 5, 7 and 8 unless a
 # larger one covers the side better.
 _SIZES = (4, 5, 6, 7)
+# Tiles in one step of the loop. XLA on CPU hands part of a step to another core
+# when more than eight of its operations are ready at once; one tile has too
+# few. As many as see the pixels of the map once, so that small maps stay small.
+_TOGETHER = 4
 _MASKED = np.float32(-1e30)
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -120,9 +124,9 @@ def _attend(rows, columns, q, k, v):
 
 def _attend_forward(rows, columns, q, k, v):
   def attend_tile(tile, carry):
-    maps, logsumexp = carry
+    out, logsumexp = carry
     logits = tile.bias + _product(
-      'tqd,tkd->tqk', _get(maps, tile.queries), _get(k, tile.keys)
+      'tqd,tkd->tqk', _get(q, tile.queries), _get(k, tile.keys)
     )
     greatest = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - greatest)
@@ -130,28 +134,28 @@ def _attend_forward(rows, columns, q, k, v):
     values = _get(v, tile.keys)
     sums = _product('tqk,tkd->tqd', weights.astype(v.dtype), values)
     return (
-      _put(maps, sums / total, tile.queries),
+      _put(out, sums / total, tile.queries),
       _put(logsumexp, greatest + jnp.log(total), tile.queries),
     )
 
-  # What a tile attends to takes the place of its queries.
-  start = q.astype(jnp.result_type(q, v)), q[..., :1].astype(jnp.float32)
+  start = loops.zeros(q).astype(v.dtype), loops.zeros(q[..., :1])
   out, logsumexp = _loop(rows, columns, attend_tile, start)
-  out = out.astype(v.dtype)
   return out, (q, k, v, out, logsumexp)
 
 
 def _attend_backward(rows, columns, residuals, to_out):
   q, k, v, out, logsumexp = residuals
+  # What the softmax takes from the gradients of a query's weights.
+  mean = _product('bhwnd,bhwnd->bhwn', out, to_out)[..., None]
 
   def differentiate_tile(tile, carry):
     to_q, to_k, to_v = carry
     q_tile, to_tile = _get(q, tile.queries), _get(to_out, tile.queries)
     k_tile, v_tile = _get(k, tile.keys), _get(v, tile.keys)
-    mean = _product('tqd,tqd->tq', _get(out, tile.queries), to_tile)
     logits = tile.bias + _product('tqd,tkd->tqk', q_tile, k_tile)
     weights = jnp.exp(logits - _get(logsumexp, tile.queries))
-    to_weights = _product('tqd,tkd->tqk', to_tile, v_tile) - mean[..., None]
+    to_weights = _product('tqd,tkd->tqk', to_tile, v_tile)
+    to_weights = to_weights - _get(mean, tile.queries)
     to_logits = (weights * to_weights).astype(q.dtype)
     to_q_tile = _product('tqk,tkd->tqd', to_logits, k_tile)
     # XLA's fast products on CPU sum over the last axis of what is on the left,
@@ -221,7 +225,11 @@ def _loop(rows, columns, body, start):
     )
     return body(tile, carry)
 
-  return lax.fori_loop(0, rows.count * columns.count, step, start)
+  pixels, keys = rows.size * columns.size, rows.keys * columns.keys
+  together = max(1, min(_TOGETHER, round(pixels / keys)))
+  return lax.fori_loop(
+    0, rows.count * columns.count, step, start, unroll=together
+  )
 
 
 def _slice(x, place):
