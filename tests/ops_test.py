@@ -47,6 +47,7 @@ CASES = [
   Case(3, 2, kernel=3, depth=8),
   Case(5, 6, kernel=3, depth=6),
   Case(2, 3, kernel=1),
+  Case(17, 19, kernel=3),
   Case(9, 8, kernel=5, dtype='bfloat16'),
   Case(9, 8, kernel=3, dtype='float16', strides=2),
 ]

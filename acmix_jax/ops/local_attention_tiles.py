@@ -24,7 +24,8 @@ from acmix_jax.ops import loops, window_counts, windows
 _SIZES = (4, 5, 6, 7)
 # Tiles in one step of the loop. XLA on CPU hands part of a step to another core
 # when more than eight of its operations are ready at once; one tile has too
-# few. As many as see the pixels of the map once, so that small maps stay small.
+# few. Where four see more than half of the map, what they copy of it costs as
+# much as the second core gains.
 _TOGETHER = 4
 _MASKED = np.float32(-1e30)
 
@@ -226,7 +227,7 @@ def _loop(rows, columns, body, start):
     return body(tile, carry)
 
   pixels, keys = rows.size * columns.size, rows.keys * columns.keys
-  together = max(1, min(_TOGETHER, round(pixels / keys)))
+  together = _TOGETHER if _TOGETHER * keys <= pixels // 2 else 1
   return lax.fori_loop(
     0, rows.count * columns.count, step, start, unroll=together
   )
