@@ -2,8 +2,8 @@
 
 The queries of a tile see a rectangle of keys in common. What is added to the
 logits leaves each query its window and counts the keys that the border mirrors
-into it, so nothing is padded. A step of the loop takes the same few tiles of
-every image and head; the batch is never cut, as it may be spread over devices.
+into it, so nothing is padded. A step takes the same one or four tiles of every
+image and head; the batch is never cut, as it may be spread over devices.
 The backward pass computes the weights again from their log-sum-exp.
 """
 
