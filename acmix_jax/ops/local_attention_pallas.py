@@ -5,13 +5,12 @@ alone are kept for it.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
-from jax import lax, sharding
+from jax import lax
 
-from acmix_jax.ops import local_attention_gpu, local_attention_tpu
+from acmix_jax.ops import local_attention_gpu, local_attention_tpu, partition
 
 _KERNELS = {'tpu': local_attention_tpu, 'cuda': local_attention_gpu}
 
@@ -87,10 +86,7 @@ def _kernel(name: str) -> Callable:
   """The function of that name of the platform's kernels, split by images.
 
   No compiler can split a kernel, and `custom_partitioning`, which would tell it
-  how to, is unknown to that of TPU (jax issue 38196). So the images are split
-  here, over the axes of the mesh in context (`jax.set_mesh`) that are not
-  manual already: none within a `jax.shard_map` over all of them. Images that
-  do not divide are computed by every device.
+  how to, is unknown to that of TPU (jax issue 38196).
 
   Args:
     name: of a function (*arrays, *window, interpret).
@@ -112,20 +108,8 @@ def _kernel(name: str) -> Callable:
     return lax.platform_dependent(*arrays, default=interpreted, **branches)
 
   def split(window, *arrays):
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(n for n in mesh.axis_names if n not in mesh.manual_axes)
-    if not axes:
-      return run(window, *arrays)
-    devices = math.prod(mesh.shape[axis] for axis in axes)
-    divide = len(arrays[0]) % devices == 0
-    images = sharding.PartitionSpec(axes if divide else None)
-    return jax.shard_map(
-      functools.partial(run, window),
-      in_specs=images,
-      out_specs=images,
-      axis_names=set(axes),
-      check_vma=False,
-    )(*arrays)
+    run_split = functools.partial(run, window)
+    return partition.split_images(run_split, *arrays)
 
   return split
 
