@@ -11,6 +11,7 @@ import pytest
 from acmix_jax.ops import (
   local_attention,
   loops,
+  native,
   reference,
   shift_convolution,
 )
@@ -75,10 +76,18 @@ def assert_same(run, exact_run, inputs, dtype, terms):
     )
 
 
+def skip_what_is_not_served(name, case):
+  if name == 'native' and case.dtype != 'float32':
+    pytest.skip('The kernels for CPU are of float32.')
+  if name == 'native' and native.missing():
+    pytest.skip(native.missing())
+
+
 @pytest.mark.parametrize('case', CASES, ids=str)
-# The kernels have a battery of their own; interpreted, they are slow.
-@pytest.mark.parametrize('name', ['patches', 'tiles'])
+# Those of TPU and GPU have a battery of their own; interpreted, they are slow.
+@pytest.mark.parametrize('name', ['patches', 'tiles', 'native'])
 def test_local_attention_equals_the_reference(name, case):
+  skip_what_is_not_served(name, case)
   shape = (2, case.h, case.w, case.heads, case.depth)
   inputs = [normal(i, shape, case.dtype) for i in range(3)]
   inputs.append(normal(3, (case.h, case.w, case.depth), case.dtype))
@@ -99,6 +108,9 @@ def test_local_attention_equals_the_reference(name, case):
 @pytest.mark.parametrize('case', CASES[1:], ids=str)
 @pytest.mark.parametrize('name', shift_convolution.IMPLEMENTATIONS)
 def test_shift_convolution_equals_the_reference(name, case):
+  skip_what_is_not_served(name, case)
+  if name == 'native':
+    case = case._replace(depth=native.LANES)
   taps, m = min(9, case.kernel**2), 3 * case.heads
   size = 2, case.h, case.w
   inputs = [
@@ -205,7 +217,7 @@ def test_large_logits_neither_overflow_nor_vanish():
     (
       (1, 8, 8, 1, 4),
       {'implementation': 'tile'},
-      'known: auto, patches, tiles, pallas',
+      'known: auto, patches, tiles, pallas, native',
     ),
   ],
 )

@@ -5,6 +5,7 @@ Exact implementations behind `local_attention`:
   tiles: a square of queries shares the square of keys that its windows cover;
     one tile after the other, so that only one is in memory.
   pallas: one fused kernel for TPU, another for GPU; the logits stay on chip.
+  native: a fused kernel for CPU, compiled from C++ on the machine.
   auto: see `local_attention`.
 """
 
@@ -15,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from acmix_jax.ops import (
+  local_attention_native,
   local_attention_pallas,
   local_attention_tiles,
+  native,
   windows,
 )
 
@@ -52,9 +55,11 @@ def local_attention(
     dilation: pixels between neighbouring keys of a window.
     implementation: a name of `IMPLEMENTATIONS`. 'auto' takes the kernel on
       TPU wherever `local_attention_pallas.supports` says that it serves the
-      shape, and tiles elsewhere, with the same numbers. The GPU kernel is
-      tested but has not run on a GPU yet, so it has to be asked for by
-      'pallas'; 'patches' is there to compare with.
+      shape, that on CPU for float32 maps larger than the window if there is a
+      C++ compiler, and tiles elsewhere, with the same numbers. The GPU kernel
+      is tested but has not run on a GPU yet, so it has to be asked for by
+      'pallas'; 'patches' is there to compare with. `jax.export` for CPU
+      needs 'tiles' to be asked for: 'native' is of this machine's library.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), n, d] in the dtype of v.
@@ -126,6 +131,12 @@ def _auto(q, k, v, *window):
   kernels = {}
   if local_attention_pallas.supports(q, k, *window, platform='tpu'):
     kernels['tpu'] = lambda *maps: local_attention_pallas.attend(*maps, *window)
+  kernel_size, _, dilation = window
+  # Where the window is larger, tiles see the whole map in dense products.
+  larger = min(k.shape[1:3]) > (kernel_size - 1) * dilation + 1
+  serves = larger and local_attention_native.supports(q, k, v)
+  if serves and not native.missing():
+    kernels['cpu'] = lambda *maps: local_attention_native.attend(*maps, *window)
   return lax.platform_dependent(
     *(q, k, v),
     default=lambda *maps: local_attention_tiles.attend(*maps, *window),
@@ -146,9 +157,20 @@ def _pallas(q, k, v, *window):
   return local_attention_pallas.attend(q, k, v, *window)
 
 
+def _native(q, k, v, *window):
+  if not local_attention_native.supports(q, k, v):
+    raise ValueError(
+      f"local_attention: 'native' serves float32, not {k.dtype} maps; 'auto' "
+      "and 'tiles' do."
+    )
+  native.check('local_attention', "'auto' and 'tiles'")
+  return local_attention_native.attend(q, k, v, *window)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
   'auto': _auto,
   'patches': _patches,
   'tiles': local_attention_tiles.attend,
   'pallas': _pallas,
+  'native': _native,
 }

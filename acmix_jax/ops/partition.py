@@ -14,7 +14,8 @@ def split_images(
   """Calls function(*arrays, *shared), on each device with its own images.
 
   The images are split over the axes of the mesh in context (`jax.set_mesh`)
-  that are not manual already: none within a `jax.shard_map` over all of them.
+  that are not manual already: none within a `jax.shard_map` over all of them,
+  which needs check_vma=False. Axes are of the type Auto.
   Images that do not divide are computed by every device.
 
   Args:

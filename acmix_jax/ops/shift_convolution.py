@@ -5,8 +5,11 @@ Exact implementations behind `shift_convolution`:
   conv: both steps are linear, so the product of both weights applies at once,
     in one grouped convolution. The t * d mixed maps are never in memory.
   channels: the same product, one channel after the other.
-  auto: channels on CPU, where XLA has no fast grouped convolution (it took
-    fifty times as long), and conv elsewhere (on TPU it moves the fewest bytes).
+  native: the same product by kernels for CPU, compiled from C++ on the spot.
+  auto: conv, which moves the fewest bytes on TPU, but on CPU, where XLA has no
+    fast grouped convolution (it took fifty times as long): native for float32
+    maps with a multiple of 16 channels d if there is a C++ compiler, channels
+    for the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import images, shift_convolution_channels, windows
+from acmix_jax.ops import (
+  images,
+  native,
+  shift_convolution_channels,
+  shift_convolution_native,
+  windows,
+)
 
 # Sums are kept in single precision.
 _SUM = jnp.float32
@@ -52,7 +61,8 @@ def shift_convolution(
     valid: bool [h, w] of numpy, where the bias is added; None: everywhere.
     strides: pixels between outputs.
     dilation: pixels between neighbouring taps.
-    implementation: a name of `IMPLEMENTATIONS`.
+    implementation: a name of `IMPLEMENTATIONS`. `jax.export` for CPU and
+      gradients of gradients there need another one than 'auto' and 'native'.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), d * n] in the dtype of maps.
@@ -215,13 +225,25 @@ def _conv(maps, kernel, strides, dilation):
 
 
 def _auto(maps, kernel, strides, dilation):
+  on_cpu = shift_convolution_channels.convolve
+  if shift_convolution_native.supports(maps, kernel) and not native.missing():
+    on_cpu = shift_convolution_native.convolve
   return lax.platform_dependent(
     *(list(maps), kernel),
-    cpu=lambda *args: shift_convolution_channels.convolve(
-      *args, strides, dilation
-    ),
+    cpu=lambda *args: on_cpu(*args, strides, dilation),
     default=lambda *args: _conv(*args, strides, dilation),
   )
+
+
+def _native(maps, kernel, strides, dilation):
+  if not shift_convolution_native.supports(maps, kernel):
+    raise ValueError(
+      f"shift_convolution: 'native' serves float32 maps with a multiple of "
+      f'{native.LANES} channels, not {maps[0].dtype} with {maps[0].shape[4]}; '
+      "'auto' and 'channels' do."
+    )
+  native.check('shift_convolution', "'auto' and 'channels'")
+  return shift_convolution_native.convolve(maps, kernel, strides, dilation)
 
 
 def _edges(kernel_size, dilation):
@@ -235,4 +257,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
   'shifts': _shifts,
   'conv': _fold(_conv),
   'channels': _fold(shift_convolution_channels.convolve),
+  'native': _fold(_native),
 }
