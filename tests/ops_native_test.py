@@ -155,6 +155,31 @@ def test_sharded_images_without_a_mesh_in_context():
 
 
 @needs_kernels
+@pytest.mark.parametrize('check', [True, False])
+def test_a_caller_may_split_the_images(check):
+  inputs = layer_inputs(8)
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=auto)
+  spec = jax.sharding.PartitionSpec
+
+  def run(*inputs):
+    return jax.lax.psum(layer(*inputs), 'data')
+
+  split = jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(spec('data'), spec(), spec()),
+    out_specs=spec(),
+    check_vma=check,
+  )
+  if check:
+    with pytest.raises(ValueError, match='check_vma=False'):
+      jax.eval_shape(split, *inputs)
+  else:
+    assert_close(jax.jit(split)(*inputs), layer(*inputs), **SAME)
+
+
+@needs_kernels
 def test_vmap_is_a_loop():
   x, mixing, kernel = layer_inputs(6)
   xs = x.reshape(3, 2, *x.shape[1:])

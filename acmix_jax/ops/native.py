@@ -78,9 +78,24 @@ def call(name: str, results: Any, *arrays: jax.Array, **attributes: int) -> Any:
 
   Returns:
     Arrays like `results`.
+
+  Raises:
+    ValueError: within a `jax.shard_map` that checks what varies over devices;
+      jax would take the results for equal on all of them.
   """
+  if any(_varying(x) for x in arrays):
+    raise ValueError(
+      "The kernels for CPU need check_vma=False in the caller's jax.shard_map."
+    )
   run = jax.ffi.ffi_call(_target(name), results, vmap_method='sequential')
   return run(*arrays, **{k: np.int64(v) for k, v in attributes.items()})
+
+
+def _varying(x):
+  kind = jax.typeof(x)
+  # jax < 0.10 calls it vma.
+  kind = getattr(kind, 'manual_axis_type', kind)
+  return getattr(kind, 'varying', None) or getattr(kind, 'vma', None)
 
 
 def _target(name):
