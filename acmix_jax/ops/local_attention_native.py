@@ -68,8 +68,7 @@ def _split(name, window, *arrays, like):
   names = 'kernel_size', 'strides', 'dilation'
 
   def run(*arrays):
-    results = [jax.typeof(x) for x in arrays[:like]]
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:like]]
     attributes = dict(zip(names, window, strict=True))
     return native.call(name, results, *arrays, **attributes)
 
