@@ -1,9 +1,9 @@
 """ACmix and convolution-attention hybrids in JAX/Flax."""
 
-from acmix_jax.interop import from_torch, load_weights
 from acmix_jax.models import create_model, list_models
 from acmix_jax.nn.acmix import ACmix
 from acmix_jax.version import __version__
+from acmix_jax.weights import from_torch, load_weights
 
 __all__ = [
   'ACmix',

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 import acmix_jax
-from acmix_jax.ops import local_attention, local_attention_pallas
+from acmix_jax.ops import local_attention
+from acmix_jax.ops.local_attention import pallas
 from benchmarks import harness
 
 _HEADS = 4
@@ -155,7 +156,7 @@ def _runnable(names, shape, dtype, notes):
   maps = jax.ShapeDtypeStruct((b, h, w, _HEADS, c // _HEADS), dtype)
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
   window = _KERNEL_SIZE, 1, 1
-  fused = local_attention_pallas.supports(maps, maps, *window, platform)
+  fused = pallas.supports(maps, maps, *window, platform)
   if fused or 'pallas' not in names:
     return names
   notes.append(f'ours, pallas: no kernel on {platform} for some of the maps.')

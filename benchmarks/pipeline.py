@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from acmix_jax.data import imagenet, pipeline, sources, transforms
+from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.data.builders import imagenet
 from benchmarks import harness
 
 # Width and height in pixels; the means are those of ImageNet, 472 x 397.

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from acmix_jax.ops import local_attention
-from acmix_jax.tools import aot, hlo
+from acmix_jax.tools.aot import compilation, hlo
 from benchmarks import harness
 
 _HEADS = 4
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   harness.add_arguments(parser)
   args = parser.parse_args(argv)
   try:
-    device = aot.topology_devices(args.topology)[0]
+    device = compilation.topology_devices(args.topology)[0]
   except (ImportError, ValueError) as error:
     print(f'tpu: {error}', file=sys.stderr)
     return 2

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from acmix_jax.data import imagenet
+from acmix_jax.data.builders import imagenet
 
 # One class for each of the odd files that ImageNet holds, if there are three.
 SYNSETS = ('n01440764', 'n01443537', 'n01484850')

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.nn import attention, common, local_attention
+from acmix_jax.nn import attention, checks, layers, local_attention
 from acmix_jax.ops import shift_convolution, windows
 
 
@@ -49,7 +49,7 @@ class Mix(nn.Module):
   strides: int = 1
   dilation: int = 1
   mixing_bias: bool = False
-  mixing_init: nn.initializers.Initializer = common.TORCH_KERNEL
+  mixing_init: nn.initializers.Initializer = layers.TORCH_KERNEL
   implementation: str = 'auto'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
@@ -89,7 +89,7 @@ class Mix(nn.Module):
     kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
     bias = None
     if self.mixing_bias:
-      init = common.torch_bias(count)
+      init = layers.torch_bias(count)
       bias = self.param('mixing_bias', init, (taps,), self.param_dtype)
     maps, mixed = [q, k, v] if stacked is None else [stacked], None
     if k.shape[1:3] != q.shape[1:3]:
@@ -127,7 +127,7 @@ def with_mix(mix: str, layer: attention.Attention, **options: Any) -> nn.Module:
   Raises:
     ValueError: `mix` is neither.
   """
-  common.check_choice('ACmix', 'mix', mix, ('attention', 'acmix'))
+  checks.check_choice('ACmix', 'mix', mix, ('attention', 'acmix'))
   return layer if mix == 'attention' else Mix(layer, parent=None, **options)
 
 
@@ -178,7 +178,7 @@ class ACmix(nn.Module):
   kernel_conv: int = 3
   strides: int = 1
   dilation: int = 1
-  kernel_init: nn.initializers.Initializer = common.TORCH_KERNEL
+  kernel_init: nn.initializers.Initializer = layers.TORCH_KERNEL
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
   attention_implementation: str = 'auto'

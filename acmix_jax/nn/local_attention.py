@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.nn import attention, common
+from acmix_jax.nn import attention, checks, layers
 from acmix_jax.ops import local_attention
 
 
@@ -35,12 +35,12 @@ class LocalAttention(attention.Attention):
   strides: int = 1
   dilation: int = 1
   implementation: str = 'auto'
-  kernel_init: nn.initializers.Initializer = common.TORCH_KERNEL
+  kernel_init: nn.initializers.Initializer = layers.TORCH_KERNEL
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    common.check_heads('LocalAttention', self.features, self.num_heads)
+    checks.check_heads('LocalAttention', self.features, self.num_heads)
     self.query = self._projection(self.features)
     self.key = self._projection(self.features)
     self.value = self._projection(self.features)
@@ -48,7 +48,7 @@ class LocalAttention(attention.Attention):
 
   def project(self, x: jax.Array) -> attention.Projections:
     """Queries, keys and values [b, h, w, n, d] of x [b, h, w, c]."""
-    common.check_map('LocalAttention', x)
+    checks.check_map('LocalAttention', x)
     heads = (*x.shape[:3], self.num_heads, -1)
     return attention.Projections(
       q=self.query(x).reshape(heads),
@@ -72,7 +72,7 @@ class LocalAttention(attention.Attention):
     return out.reshape(*out.shape[:3], self.features)
 
   def _projection(self, features):
-    return common.Dense(
+    return layers.Dense(
       features,
       kernel_init=self.kernel_init,
       dtype=self.dtype,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.nn import attention, common
+from acmix_jax.nn import attention, checks, layers
 from acmix_jax.ops import patchwise, windows
 
 # Channels of the values for each of the queries' and keys'.
@@ -47,32 +47,32 @@ class PatchwiseAttention(attention.Attention):
 
   def setup(self):
     name = 'PatchwiseAttention'
-    common.check_heads(name, self.features, _SHARED)
+    checks.check_heads(name, self.features, _SHARED)
     windows.check_window(name, self.kernel_size, 1, 1)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     width, hidden = self.features // _VALUE_GROUPS, self.features // _SHARED
-    self.query = common.Dense(width, **dtypes)
-    self.key = common.Dense(width, **dtypes)
-    self.value = common.Dense(self.features, **dtypes)
+    self.query = layers.Dense(width, **dtypes)
+    self.key = layers.Dense(width, **dtypes)
+    self.value = layers.Dense(self.features, **dtypes)
     taps = self.kernel_size**2
-    self.norm1 = common.BatchNorm(self.norm_groups, **dtypes)
-    self.norm2 = common.BatchNorm(self.norm_groups, **dtypes)
+    self.norm1 = layers.BatchNorm(self.norm_groups, **dtypes)
+    self.norm2 = layers.BatchNorm(self.norm_groups, **dtypes)
     self.kernel1 = self.param(
       'kernel1',
-      common.TORCH_KERNEL,
+      layers.TORCH_KERNEL,
       (width * (1 + taps), hidden),
       self.param_dtype,
     )
     self.kernel2 = self.param(
-      'kernel2', common.TORCH_KERNEL, (hidden, hidden * taps), self.param_dtype
+      'kernel2', layers.TORCH_KERNEL, (hidden, hidden * taps), self.param_dtype
     )
     self.bias2 = self.param(
-      'bias2', common.torch_bias(hidden), (hidden * taps,), self.param_dtype
+      'bias2', layers.torch_bias(hidden), (hidden * taps,), self.param_dtype
     )
 
   def project(self, x: jax.Array, train: bool) -> attention.Projections:
     """Maps x [b, h, w, c] to q, k [b, h, w, 1, f/4] and v [b, h, w, 4, f/4]."""
-    common.check_map('PatchwiseAttention', x)
+    checks.check_map('PatchwiseAttention', x)
     groups = (*x.shape[:3], -1, self.features // _VALUE_GROUPS)
     return attention.Projections(
       q=self.query(x).reshape(groups),
@@ -106,7 +106,7 @@ class PatchwiseAttention(attention.Attention):
       moments = [
         jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
         for query, keys in zip(
-          common.batch_moments(q, self.norm_groups),
+          layers.batch_moments(q, self.norm_groups),
           patchwise.window_moments(k, self.kernel_size, self.norm_groups),
           strict=True,
         )

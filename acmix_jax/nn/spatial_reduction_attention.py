@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.nn import attention, common, transformer
+from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import attention as ops
 
 
@@ -44,7 +44,7 @@ class SpatialReductionAttention(attention.Attention):
 
   def setup(self):
     name = 'SpatialReductionAttention'
-    common.check_heads(name, self.features, self.num_heads)
+    checks.check_heads(name, self.features, self.num_heads)
     if self.reduction < 1:
       raise ValueError(f'{name}: reduction={self.reduction}; >= 1 is needed.')
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from acmix_jax.nn import common
+from acmix_jax.nn import layers
 from acmix_jax.ops import products
 
 # PyTorch cuts this normal distribution at 2, which is a hundred of its standard
@@ -99,8 +99,8 @@ class PatchConv(nn.Module):
         f'side that works is {size}. Use larger images or smaller patches.'
       )
     shape = (size, size, c, self.features)
-    kernel = self.param('kernel', common.TORCH_KERNEL, shape, self.param_dtype)
-    bias_init = common.torch_bias(size * size * c)
+    kernel = self.param('kernel', layers.TORCH_KERNEL, shape, self.param_dtype)
+    bias_init = layers.torch_bias(size * size * c)
     bias = self.param('bias', bias_init, self.features, self.param_dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     rows, columns = h // size, w // size

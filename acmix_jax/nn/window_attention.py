@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from acmix_jax.nn import attention, common, transformer
+from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import shifted_windows
 
 
@@ -35,7 +35,7 @@ class WindowAttention(attention.Attention):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    common.check_heads('WindowAttention', self.features, self.num_heads)
+    checks.check_heads('WindowAttention', self.features, self.num_heads)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.query_key_value = transformer.Linear(3 * self.features, **dtypes)
     self.out = transformer.Linear(self.features, **dtypes)
@@ -59,7 +59,7 @@ class WindowAttention(attention.Attention):
     Raises:
       ValueError: the map is not made of whole windows.
     """
-    common.check_map('WindowAttention', x)
+    checks.check_map('WindowAttention', x)
     _, h, w, _ = x.shape
     if h % self.window_size or w % self.window_size:
       raise ValueError(

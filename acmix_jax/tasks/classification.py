@@ -11,7 +11,7 @@ from clu import metrics
 
 from acmix_jax import models
 from acmix_jax.data import pipeline, sources, transforms
-from acmix_jax.tasks import mixing
+from acmix_jax.tasks import batch_augment
 
 
 def smooth_labels(
@@ -100,8 +100,8 @@ class Classification:
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
     augment = config.augment
-    self._erase = mixing.RandomErasing(augment.erasing_probability)
-    self._mix = mixing.Mixing(
+    self._erase = batch_augment.RandomErasing(augment.erasing_probability)
+    self._mix = batch_augment.Mixing(
       augment.mixup_alpha,
       augment.cutmix_alpha,
       augment.mix_probability,

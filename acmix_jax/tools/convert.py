@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from acmix_jax import interop, models
+from acmix_jax import models, weights
 
 # Where training programs put the state dict in what they save.
 _NESTED = ('state_dict', 'model')
@@ -107,8 +107,8 @@ def convert(
     )
   models.create_model(name, **overrides)  # A wrong name is told at once.
   state_dict = read_state_dict(source)
-  interop.save_weights(
-    target, interop.from_torch(name, state_dict, **overrides)
+  weights.save_weights(
+    target, weights.from_torch(name, state_dict, **overrides)
   )
 
 

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax import models
-from acmix_jax.models import resnet, san, swin
+from acmix_jax.models.backbones import resnet, san, swin
 from acmix_jax.nn import local_attention
 
 # What the paper prints, in 10^9 MACs.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from acmix_jax.data import imagenet
+from acmix_jax.data.builders import imagenet
 
 
 def main(argv: Sequence[str] | None = None) -> int:

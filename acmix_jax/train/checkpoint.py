@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from acmix_jax import interop
+from acmix_jax import weights
 from acmix_jax.train import state as state_lib
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def load_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
       checkpoint with moving averages, these are read.
   """
   if path.suffix == '.safetensors':
-    return _flatten(interop.load_weights(path))
+    return _flatten(weights.load_weights(path))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     tree = checkpointer.metadata(path / 'state').item_metadata.tree
     # As numpy arrays: the devices that saved need not be there.

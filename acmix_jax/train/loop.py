@@ -21,9 +21,9 @@ from clu import parameter_overview
 from acmix_jax import tasks
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
+from acmix_jax.train import metrics_window as window_lib
 from acmix_jax.train import optim, preemption, writer
 from acmix_jax.train import state as state_lib
-from acmix_jax.train import window as window_lib
 
 logger = logging.getLogger(__name__)
 

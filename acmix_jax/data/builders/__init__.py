@@ -1,0 +1,1 @@
+"""Builders of data sets in the storage format of TFDS."""

@@ -1,0 +1,40 @@
+"""Checks of the fields and inputs of layers."""
+
+import jax
+
+
+def check_heads(name: str, features: int, num_heads: int):
+  """Raises ValueError unless the heads divide the features."""
+  if num_heads < 1 or features < num_heads or features % num_heads:
+    nearest = max(1, features // max(1, num_heads)) * max(1, num_heads)
+    raise ValueError(
+      f'{name}: features={features} is not divisible by num_heads={num_heads}; '
+      f'nearest that works: features={nearest}.'
+    )
+
+
+def check_choice(name: str, field: str, value: str, known: tuple[str, ...]):
+  """Raises ValueError unless the value is one of those known."""
+  if value not in known:
+    raise ValueError(
+      f'{name}: {field}={value!r}; {", ".join(map(repr, known))} are allowed.'
+    )
+
+
+def check_stages(name: str, stage_sizes: tuple[int, ...], **fields):
+  """Raises ValueError unless each field has one value a stage."""
+  for field, values in fields.items():
+    if len(values) != len(stage_sizes):
+      raise ValueError(
+        f'{name}: {field}={values} has {len(values)} values; one for each of '
+        f'the {len(stage_sizes)} stages of stage_sizes={stage_sizes} is needed.'
+      )
+
+
+def check_map(name: str, x: jax.Array):
+  """Raises ValueError unless x is a batch of maps."""
+  if x.ndim != 4:
+    raise ValueError(
+      f'{name}: input of shape {x.shape}; [b, h, w, c] is needed (add a batch '
+      'axis with x[None]).'
+    )

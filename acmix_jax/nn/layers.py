@@ -1,0 +1,158 @@
+"""Layers and initialisers that every family shares."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+
+from acmix_jax.ops import convolution, products
+
+# He et al. for rectified layers, as torchvision's ResNets start.
+KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# What PyTorch gives a linear or convolution kernel that nobody initialises.
+TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def torch_bias(fan_in: int) -> initializers.Initializer:
+  """PyTorch's bias for a layer of `fan_in` inputs: U(-1, 1) / sqrt(fan_in)."""
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class Dense(nn.Module):
+  """A linear layer over the last axis that starts as PyTorch's does."""
+
+  features: int
+  use_bias: bool = True
+  kernel_init: initializers.Initializer = TORCH_KERNEL
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., c] to [..., features]."""
+    dense = nn.Dense(
+      self.features,
+      use_bias=self.use_bias,
+      kernel_init=self.kernel_init,
+      bias_init=torch_bias(x.shape[-1]),
+      dot_general=products.dense,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    nn.share_scope(self, dense)
+    return dense(x)
+
+
+class Conv(nn.Module):
+  """A convolution without bias that keeps the size but for its strides.
+
+  Attributes:
+    features: output channels.
+    kernel_size: odd side of the kernel.
+    strides: pixels between outputs.
+    kernel_init: of the kernel. Default: PyTorch's.
+    dtype: of the computation; default that of the input and parameters.
+    param_dtype: of the parameters.
+  """
+
+  features: int
+  kernel_size: int
+  strides: int = 1
+  kernel_init: initializers.Initializer = TORCH_KERNEL
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [b, h, w, c] to [b, ceil(h/s), ceil(w/s), features]."""
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return convolution.convolution(x, kernel, self.strides)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation with statistics over all of the batch, or groups of it.
+
+  Under jit the batch is global, so one group is PyTorch's SyncBatchNorm. The
+  papers trained with one group per GPU (8 of 32 images): `num_groups=8` gives
+  that on any number of devices. Statistics are float32; the running variance
+  is the biased one (PyTorch keeps the unbiased).
+
+  Attributes:
+    num_groups: groups with statistics of their own; divides the batch.
+    momentum: decay of the running statistics (1 - PyTorch's momentum).
+    epsilon: added to the variance.
+    dtype: of the output; default that of the input.
+    param_dtype: of scale and bias.
+  """
+
+  num_groups: int = 1
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Normalises [b, ..., c] over all axes but the last."""
+    moments = batch_moments(x, self.num_groups) if train else None
+    factor, offset = self.affine(x.shape[-1], moments)
+    groups = factor.shape[0]
+    per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
+    grouped = x.reshape(groups, -1, *x.shape[1:])
+    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
+    return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+  @nn.compact
+  def affine(
+    self, features: int, moments: tuple[jax.Array, jax.Array] | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """The normalisation as y = x * factor + offset, float32 [groups, c].
+
+    Args:
+      features: channels c.
+      moments: means and means of squares [groups, c] of the batch, which the
+        running statistics then follow; None: use the running statistics.
+    """
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
+    var = self.variable('batch_stats', 'var', jnp.ones, features)
+    scale = self.param(
+      'scale', nn.initializers.ones, features, self.param_dtype
+    )
+    bias = self.param('bias', nn.initializers.zeros, features, self.param_dtype)
+    if moments is None:
+      group_mean, group_var = mean.value[None], var.value[None]
+    else:
+      group_mean, square = moments
+      group_var = jnp.maximum(square - jnp.square(group_mean), 0)
+      if not self.is_initializing():
+        keep = self.momentum
+        mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
+        var.value = keep * var.value + (1 - keep) * group_var.mean(axis=0)
+    factor = jax.lax.rsqrt(group_var + self.epsilon)
+    factor = factor * scale.astype(jnp.float32)[None]
+    return factor, bias.astype(jnp.float32)[None] - group_mean * factor
+
+
+def batch_moments(
+  x: jax.Array, num_groups: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Means of x [b, ..., c] and of its square, float32 [groups, c].
+
+  E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
+
+  Raises:
+    ValueError: the groups do not divide the batch.
+  """
+  if x.shape[0] % num_groups:
+    raise ValueError(
+      f'BatchNorm: a batch of {x.shape[0]} does not divide into '
+      f'num_groups={num_groups}.'
+    )
+  x = x.astype(jnp.float32).reshape(num_groups, -1, x.shape[-1])
+  return x.mean(axis=1), jnp.square(x).mean(axis=1)

@@ -1,0 +1,1 @@
+"""The update of a config, compiled for TPUs that need not be there."""

@@ -1,0 +1,80 @@
+r"""Compiles the update of a config for a TPU pod that need not be there.
+
+    python -m acmix_jax.tools.aot configs/resnet50_acmix.py \
+        --topology=v5e:16x16 --config.train.batch_size=65536 \
+        --config.model.dtype=bfloat16 [--json]
+
+The real compiler (`pip install 'jax[tpu]'`) runs on any machine, here without
+data: shapes are all it needs. It prints, for one chip, the memory, the bytes
+moved to and from it, what is exchanged with other chips, and the time that no
+program with these products and bytes can beat. An exit status of 1 says that it
+does not fit, and the output which field to change.
+
+The bound is the greater of two: products at the peak of bfloat16, and bytes at
+the bandwidth of the memory. The links between chips are not modelled, nor is
+any latency: a real update takes longer.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from acmix_jax.tools.aot import compilation, roofline
+
+
+def _config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+  """The config of a file with fields set as main.py's flags set them.
+
+  Raises:
+    ValueError: no such file, field or value.
+  """
+  if not os.path.exists(path.partition(':')[0]):
+    raise ValueError(f'{path}: there is no such file.')
+  arguments = ['aot', f'--config={path}', *overrides]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=arguments
+  )
+  try:
+    values(arguments)
+  except (AttributeError, flags.Error) as error:
+    raise ValueError(str(error)) from error
+  return holder.value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit status: 1 for what does not fit, 2 for what is wrong."""
+  parser = argparse.ArgumentParser(
+    prog='python -m acmix_jax.tools.aot',
+    description='Compiles the update of a config for a TPU pod that need not '
+    'be there. Fields of the config follow as --config.FIELD=VALUE.',
+    allow_abbrev=False,
+  )
+  parser.add_argument('config', metavar='CONFIG.py')
+  parser.add_argument('--topology', required=True, help='e.g. v5e:16x16')
+  parser.add_argument('--json', action='store_true', help='print a JSON object')
+  args, overrides = parser.parse_known_args(argv)
+  try:
+    config = _config(args.config, overrides)
+    report = compilation.compile_train_step(config, args.topology)
+  except KeyError as error:
+    print(f'aot: {error.args[0]}', file=sys.stderr)
+    return 2
+  except (ImportError, ValueError) as error:
+    print(f'aot: {error}', file=sys.stderr)
+    return 2
+  if args.json:
+    print(json.dumps(roofline.as_json(report), indent=2))
+  else:
+    print(roofline.as_text(report))
+  return 0 if report.fits else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Names of official weights, one table a family."""

@@ -1,0 +1,77 @@
+"""Names of the official Swin and Swin-ACmix, and of timm's and torchvision's.
+
+Sources: microsoft/Swin-Transformer models/swin_transformer.py; LeapLabTHU/ACmix
+Swin-Transformer/models/swin_transformer_acmix.py. The Swins of timm and
+torchvision hold the same arrays under other names.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from acmix_jax.weights.tables.layouts import conv, layer, mix, norm, same
+
+_TIMM = [
+  (r'^head\.fc\.', 'head.'),
+  # timm merges at the start of a stage, the source at the end of the last one.
+  (r'^layers\.(\d)\.downsample\.', lambda m: _merging(int(m[1]) - 1)),
+]
+_TORCHVISION = [
+  (r'^features\.0\.0\.', 'patch_embed.proj.'),
+  (r'^features\.0\.2\.', 'patch_embed.norm.'),
+  (
+    r'^features\.([1357])\.(\d+)\.',
+    lambda m: f'layers.{int(m[1]) // 2}.blocks.{m[2]}.',
+  ),
+  (r'^features\.([246])\.', lambda m: _merging(int(m[1]) // 2 - 1)),
+  (r'\.mlp\.0\.', '.mlp.fc1.'),
+  (r'\.mlp\.3\.', '.mlp.fc2.'),
+]
+
+
+def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """Renames the entries of timm's or torchvision's Swin, if it is one."""
+  rules = []
+  if 'head.fc.weight' in state_dict:
+    rules = _TIMM
+  elif 'features.0.0.weight' in state_dict:
+    rules = _TORCHVISION
+  renamed = {}
+  for name, value in state_dict.items():
+    for pattern, official in rules:
+      name = re.sub(pattern, official, name)
+    renamed[name] = value
+  return renamed
+
+
+def _merging(stage: int) -> str:
+  return f'layers.{stage}.downsample.'
+
+
+def _stage(number: int) -> list:
+  """Rows of our stage `number`, which is the source's `number` - 1."""
+  block = rf'stage{number}_(\d+)/'
+  # Attention alone has the names of ACmix's attention path.
+  attention = block + r'mix/(?:attention/)?'
+  official = rf'layers.{number - 1}.blocks.\1.'
+  bias = official + 'attn.relative_position_bias_table'
+  merging = _merging(number - 2)
+  return [
+    *norm(f'merge{number}/norm', merging + 'norm'),
+    *layer(f'merge{number}/dense', merging + 'reduction'),
+    *norm(block + r'norm(\d)', official + r'norm\2'),
+    *layer(block + r'dense(\d)', official + r'mlp.fc\2'),
+    *mix(block + 'mix', official + 'attn'),
+    *layer(attention + 'query_key_value', official + 'attn.qkv'),
+    *layer(attention + 'out', official + 'attn.proj'),
+    (f'params/{attention}bias', bias, same),
+  ]
+
+
+TABLE = [
+  *layer('embed/conv', 'patch_embed.proj', conv),
+  *norm('embed/norm', 'patch_embed.norm'),
+  *[row for number in range(1, 5) for row in _stage(number)],
+  *norm('norm', 'norm'),
+  *layer('head', 'head'),
+]

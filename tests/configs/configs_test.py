@@ -1,0 +1,106 @@
+"""Every config: parameters, and the whole update at its real size."""
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from acmix_jax import models, tasks
+from acmix_jax.train import optim, state
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+# Of the official models (those of attention by the closed form: without the
+# 27 n + 81 c + 2 parameters of the convolution path of each block).
+PARAMETERS = {
+  'digits_acmix': 390_300,
+  'resnet26': 13_696_552,
+  'resnet38': 19_626_792,
+  'resnet50': 25_557_032,
+  'resnet26_attention': 10_336_600,
+  'resnet38_attention': 14_181_480,
+  'resnet50_attention': 18_026_360,
+  'resnet26_acmix': 10_487_816,
+  'resnet38_acmix': 14_410_896,
+  'resnet50_acmix': 18_333_976,
+  'san10': 11_841_124,
+  'san15': 16_181_310,
+  'san19': 20_518_470,
+  'pvt_tiny': 13_229_288,
+  'pvt_small': 24_485_864,
+  'swin_tiny': 28_288_354,
+  'swin_small': 49_606_258,
+  'swin_tiny_acmix': 28_649_908,
+  'swin_small_acmix': 50_345_080,
+  # Of no official model: a block has the 54 + 81 c parameters (SAN) or the
+  # 27 n + 81 c (PVT) of its convolution path and two weights more.
+  'san10_acmix': 11_994_612,
+  'san15_acmix': 16_414_134,
+  'san19_acmix': 20_829_278,
+  'pvt_tiny_acmix': 13_396_056,
+  'pvt_small_acmix': 24_824_611,
+}
+
+
+def _names():
+  names = {path.stem for path in CONFIGS.glob('*.py')}
+  return sorted(names - {'common', '__init__'})
+
+
+def _config(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  return config.lock()
+
+
+def test_every_config_has_a_row_and_every_model_a_config():
+  assert set(_names()) == set(PARAMETERS)
+  assert set(models.list_models()) <= set(_names())
+
+
+@pytest.mark.parametrize('name', _names())
+def test_update_at_real_size_has_the_known_parameters(name):
+  config = _config(name)
+  task = tasks.make_task(config)
+  schedule = optim.make_schedule(
+    config.optim,
+    num_steps=1000,
+    steps_per_epoch=100,
+    batch_size=config.train.batch_size,
+  )
+  optimizer = optim.make_optimizer(config.optim, schedule)
+  init = functools.partial(
+    state.init_state, task, optimizer, ema_decay=config.train.ema_decay
+  )
+  before = jax.eval_shape(init, jax.random.key(0))
+  size, batch_size = config.data.image_size, config.train.batch_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+    'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+  }
+  step = state.make_train_step(
+    task,
+    optimizer,
+    seed=config.seed,
+    accumulate_steps=config.train.accumulate_steps,
+    ema_decay=config.train.ema_decay,
+  )
+  after, metrics = jax.eval_shape(step, before, batch)
+
+  count = sum(leaf.size for leaf in jax.tree.leaves(before.params))
+  assert count == PARAMETERS[name]
+  assert jax.tree.map(_signature, after) == jax.tree.map(_signature, before)
+  assert set(metrics) == {'loss', 'grad_norm', 'top1', 'top5'}
+  assert all(m.shape == () and m.dtype == 'float32' for m in metrics.values())
+
+
+def _signature(leaf):
+  return leaf.shape, leaf.dtype
+
+
+def test_configs_name_their_own_model():
+  for name in models.list_models():
+    assert _config(name).model.name == name

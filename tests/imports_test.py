@@ -1,0 +1,73 @@
+"""Imports point only down the list of layers."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A file may import the layers that its own one lists here, and its own.
+BELOW = {
+  'main': {'acmix_jax.train'},
+  'configs': set(),
+  'acmix_jax': {'models', 'nn', 'ops', 'weights', 'version'},
+  'tools': {'train', 'tasks', 'models', 'nn', 'ops', 'data', 'weights'},
+  'train': {'tasks', 'models', 'nn', 'ops', 'data', 'weights'},
+  'tasks': {'models', 'nn', 'ops', 'data'},
+  'models': {'nn', 'ops'},
+  'nn': {'ops'},
+  'ops': {'cpu_kernels'},
+  'cpu_kernels': set(),
+  'data': set(),
+  'weights': {'models', 'nn', 'ops'},
+}
+
+
+def _imports(path):
+  """Dotted names that a file imports from this project."""
+  package = ('', *path.relative_to(ROOT).parts[:-1])
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      base = package[: len(package) - node.level + 1] if node.level else ()
+      module = '.'.join([*filter(None, base), *filter(None, [node.module])])
+      yield from (f'{module}.{alias.name}' for alias in node.names)
+
+
+def _layer(path):
+  parts = path.relative_to(ROOT).parts
+  if parts[0] == 'acmix_jax' and len(parts) > 2:
+    return parts[1]
+  return parts[0].removesuffix('.py')
+
+
+def _files():
+  packages = [*ROOT.glob('acmix_jax/**/*.py'), *ROOT.glob('configs/**/*.py')]
+  return sorted([ROOT / 'main.py', *packages])
+
+
+@pytest.mark.parametrize(
+  'path', _files(), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_imports_point_down(path):
+  layer = _layer(path)
+  for name in _imports(path):
+    top, _, rest = name.partition('.')
+    if top == 'configs':
+      assert layer == 'configs' and rest.split('.')[0] == 'common', name
+    if top != 'acmix_jax':
+      continue
+    target = rest.split('.')[0]
+    allowed = BELOW[layer] | {layer, 'version'}
+    assert target in allowed or f'acmix_jax.{target}' in allowed, (
+      f'{layer} must not import {name}'
+    )
+
+
+@pytest.mark.parametrize('module', ['tensorflow', 'clu.metric_writers'])
+def test_nothing_imports_tensorflow(module):
+  for path in _files():
+    for name in _imports(path):
+      assert not f'{name}.'.startswith(f'{module}.'), path

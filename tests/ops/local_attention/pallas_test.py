@@ -1,0 +1,273 @@
+"""The fused kernels of local attention against the reference."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from acmix_jax.ops import reference, windows
+from acmix_jax.ops.local_attention import (
+  pallas,
+  pallas_gpu,
+  pallas_tpu,
+  window_counts,
+)
+
+_KERNELS = {'tpu': pallas_tpu, 'gpu': pallas_gpu}
+
+
+class Case(NamedTuple):
+  h: int
+  w: int
+  heads: int = 2
+  depth: int = 16
+  kernel: int = 7
+  strides: int = 1
+  dilation: int = 1
+  dtype: str = 'float32'
+
+  @property
+  def window(self):
+    return self.kernel, self.strides, self.dilation
+
+
+CASES = [
+  Case(7, 7, heads=4),
+  Case(5, 9, heads=1, depth=128, kernel=3, strides=2),
+  Case(8, 5, heads=3, depth=64, kernel=5),
+  Case(9, 8, depth=48, kernel=5, dilation=2),
+  Case(9, 17, depth=32, strides=2, dtype='bfloat16'),
+]
+
+
+def normal(seed, shape, dtype):
+  values = np.random.default_rng(seed).standard_normal(shape)
+  return jnp.asarray(values, dtype)
+
+
+def problem(case):
+  """Inputs, the cotangent, and the reference's output and gradients."""
+  shape = (2, case.h, case.w, case.heads, case.depth)
+  inputs = [normal(i, shape, case.dtype) for i in range(3)]
+
+  def run_reference(q, k, v):
+    return reference.local_attention(
+      q,
+      k,
+      v,
+      kernel_size=case.kernel,
+      strides=case.strides,
+      dilation=case.dilation,
+    )
+
+  exact = [x.astype(jnp.float32) for x in inputs]
+  out, pullback = jax.vjp(run_reference, *exact)
+  cotangent = normal(3, out.shape, case.dtype)
+  return inputs, cotangent, [out, *pullback(cotangent.astype(jnp.float32))]
+
+
+def assert_same(results, wanted, dtype):
+  """Compares numbers near 1, or scaled to be."""
+  tolerance = {'float32': 2e-6, 'bfloat16': 2e-2}[dtype]
+  for result, want in zip(results, wanted, strict=True):
+    assert result.dtype == dtype
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(
+      np.asarray(result, np.float32) / scale, want / scale, atol=tolerance
+    )
+
+
+def run(kernels, case, inputs, cotangent, interpret=True):
+  """Output and gradients, with q scaled and strided as the caller does."""
+
+  def prepare(q):
+    return q[:, :: case.strides, :: case.strides] * case.depth**-0.5
+
+  q, pullback = jax.vjp(prepare, inputs[0])
+  arrays = q, *inputs[1:]
+  out = kernels.forward(*arrays, *case.window, interpret=interpret)
+  dq, dk, dv = kernels.backward(
+    *arrays, cotangent, *case.window, interpret=interpret
+  )
+  return [out, *pullback(dq), dk, dv]
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+@pytest.mark.parametrize('platform', _KERNELS)
+def test_kernels_equal_the_reference(platform, case):
+  inputs, cotangent, wanted = problem(case)
+  compute = jax.jit(functools.partial(run, _KERNELS[platform], case))
+  assert_same(compute(inputs, cotangent), wanted, case.dtype)
+
+
+def test_tpu_kernel_cuts_wide_maps_along_their_rows():
+  case = Case(4, 90, heads=1, kernel=3)
+  inputs, cotangent, wanted = problem(case)
+  compute = jax.jit(functools.partial(run, pallas_tpu, case))
+  assert_same(compute(inputs, cotangent), wanted, case.dtype)
+
+
+def test_tpu_kernel_never_uses_memory_beyond_a_map():
+  case = Case(4, 5, heads=1, kernel=3)
+  inputs, cotangent, wanted = problem(case)
+  emulate = pltpu.InterpretParams(uninitialized_memory='nan')
+  results = run(pallas_tpu, case, inputs, cotangent, emulate)
+  assert_same(results, wanted, case.dtype)
+
+
+@pytest.mark.parametrize(
+  ('size', 'kernel', 'strides', 'dilation'),
+  [(4, 7, 1, 1), (9, 7, 2, 1), (8, 3, 1, 2), (7, 5, 3, 3), (3, 1, 1, 1)],
+)
+def test_log_counts_are_those_of_a_reflected_line(
+  size, kernel, strides, dilation
+):
+  pixels = windows.reflected(size, windows.padding(kernel, dilation))
+  queries = np.arange(0, size, strides)
+  seen = [pixels[q : q + kernel * dilation : dilation] for q in queries]
+  # One key more at each end than the line has.
+  wanted = [
+    [list(line).count(key) for key in range(-1, size + 1)] for line in seen
+  ]
+  result = window_counts.log_counts(
+    jnp.asarray(queries)[:, None],
+    jnp.arange(-1, size + 1)[None],
+    size,
+    kernel,
+    dilation,
+  )
+  np.testing.assert_allclose(np.exp(result), wanted, rtol=1e-6)
+
+
+def attend(q, k, v):
+  return pallas.attend(q, k, v, 3, 1, 1)
+
+
+def loss(q, k, v):
+  return jnp.sum(attend(q, k, v) ** 2)
+
+
+def test_gradient_is_that_of_the_reference():
+  case = Case(4, 5, kernel=3)
+  inputs, cotangent, wanted = problem(case)
+  out, pullback = jax.vjp(
+    jax.jit(lambda q, k, v: attend(q * case.depth**-0.5, k, v)), *inputs
+  )
+  assert_same([out, *pullback(cotangent)], wanted, case.dtype)
+
+
+SPLIT = jax.sharding.PartitionSpec(('data', 'model'))
+value_and_gradients = jax.value_and_grad(loss, (0, 1, 2))
+
+
+@pytest.fixture
+def mesh():
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh((4, 2), ('data', 'model'), axis_types=auto)
+
+
+def on_one_device(count):
+  """Images, and what they give on one device."""
+  inputs = [normal(i, (count, 3, 4, 1, 16), 'float32') for i in range(3)]
+  return inputs, jax.jit(value_and_gradients)(*inputs)
+
+
+def assert_close(results, wanted):
+  for result, want in zip(
+    *map(jax.tree.leaves, (results, wanted)), strict=True
+  ):
+    np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-6)
+
+
+def test_devices_keep_their_own_images(mesh):
+  inputs, wanted = on_one_device(8)
+  split = jax.sharding.NamedSharding(mesh, SPLIT)
+  inputs = [jax.device_put(x, split) for x in inputs]
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(value_and_gradients).lower(*inputs).compile()
+  assert 'all-gather' not in compiled.as_text()
+  results = compiled(*inputs)
+  assert all(x.sharding.spec == SPLIT for x in results[1])
+  assert_close(results, wanted)
+
+
+def test_images_that_do_not_divide_are_computed_by_every_device(mesh):
+  inputs, wanted = on_one_device(6)
+  with jax.set_mesh(mesh):
+    results = jax.jit(value_and_gradients)(*inputs)
+  assert all(x.sharding.is_fully_replicated for x in results[1])
+  assert_close(results, wanted)
+
+
+@pytest.mark.parametrize('axes', [('data',), ('data', 'model')])
+def test_a_caller_may_split_the_images_over_some_axes(mesh, axes):
+  inputs, wanted = on_one_device(8)
+
+  def run(*inputs):
+    value, gradients = value_and_gradients(*inputs)
+    return jax.lax.psum(value, axes), gradients
+
+  images = jax.sharding.PartitionSpec(axes)
+  split = jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=images,
+    out_specs=(jax.sharding.PartitionSpec(), images),
+    axis_names=set(axes),
+    check_vma=False,
+  )
+  assert_close(jax.jit(split)(*inputs), wanted)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('shape', 'window'),
+  [
+    ((2, 56, 56, 4, 16), (7, 1, 1)),
+    ((1, 7, 7, 4, 128), (7, 1, 1)),
+    ((1, 15, 13, 2, 64), (7, 2, 1)),
+    ((1, 30, 100, 3, 32), (3, 1, 2)),
+  ],
+)
+@pytest.mark.parametrize(
+  ('platform', 'call'), [('tpu', 'tpu_custom_call'), ('cuda', 'gpu.triton')]
+)
+def test_kernels_lower_for_their_platform(platform, call, shape, window, dtype):
+  b, h, w, n, d = shape
+  out = [windows.output_size(size, window[1]) for size in (h, w)]
+  q = jax.ShapeDtypeStruct((b, *out, n, d), dtype)
+  k = jax.ShapeDtypeStruct(shape, dtype)
+  assert pallas.supports(q, k, *window, platform)
+
+  def total(q, k, v):
+    out = pallas.attend(q, k, v, *window)
+    return out.astype(jnp.float32).sum()
+
+  gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+  lowered = gradient.trace(q, k, k).lower(lowering_platforms=(platform,))
+  assert lowered.as_text().count(call) == {'tpu': 2, 'cuda': 3}[platform]
+
+
+@pytest.mark.parametrize(
+  ('shape', 'window', 'dtype', 'platforms'),
+  [
+    ((1, 56, 56, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'cuda'}),
+    ((1, 100, 152, 4, 32), (7, 1, 1), 'bfloat16', {'tpu', 'cuda'}),
+    ((1, 200, 304, 4, 16), (7, 1, 1), 'bfloat16', {'cuda'}),
+    ((1, 14, 14, 2, 256), (7, 1, 1), 'float32', {'tpu'}),
+    ((1, 64, 64, 2, 32), (31, 1, 2), 'bfloat16', {'tpu'}),
+    ((1, 14, 14, 4, 16), (7, 1, 1), 'float16', set()),
+  ],
+)
+def test_supports_says_which_kernels_serve(shape, window, dtype, platforms):
+  x = jax.ShapeDtypeStruct(shape, dtype)
+  served = {
+    platform
+    for platform in ('tpu', 'cuda', 'cpu')
+    if pallas.supports(x, x, *window, platform)
+  }
+  assert served == platforms

@@ -1,0 +1,174 @@
+"""The compiler's reading of a program, and the tool around it."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from acmix_jax.tools.aot import __main__ as aot
+from acmix_jax.tools.aot import compilation, hlo
+from acmix_jax.train import mesh as mesh_lib
+from configs import digits_acmix
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = str(ROOT / 'configs' / 'digits_acmix.py')
+
+# What ml_collections reads configs with.
+pytestmark = pytest.mark.filterwarnings('ignore:.*load_module')
+needs_compiler = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason="the TPU compiler is not installed: pip install 'jax[tpu]'",
+)
+
+# A loop of 5 turns, each with a product, an exchange, and one row of ten read
+# and written; `b` is on chip. A row takes 8 x 128 numbers with its padding.
+PROGRAM = ROOT / 'tests' / 'fixtures' / 'update.hlo'
+ROW = 8 * 128 * 4
+
+
+def test_a_program_is_counted_with_its_loops_padding_and_slices():
+  program = hlo.Program(PROGRAM.read_text())
+  assert program.loops == [5]
+  gather, kernel, convert = (10 + 20) * ROW, 1000, 10 * ROW * 3 // 2
+  assert program.moved_bytes() == 5 * 2 * ROW + gather + kernel + convert
+  assert program.flops_of_repetition() == 4 * 2 * 8 * 16 * 32
+  assert program.recomputed() == 1
+  assert program.collectives() == {
+    'all-reduce': hlo.Collective(5, 5 * 8 * 128 * 4),
+    'all-gather': hlo.Collective(1, 20 * ROW),
+  }
+
+
+@pytest.mark.parametrize('strides, groups', [(1, 1), (2, 1), (1, 4)])
+def test_convolutions_in_a_loop_are_counted_without_padding(strides, groups):
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (strides, strides),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
+    )
+
+  def gradients(x, kernel):
+    out, pullback = jax.vjp(convolve, x, kernel)
+    return pullback(out)
+
+  def turns(x, kernel):
+    return jax.lax.fori_loop(
+      0, 6, lambda _, args: gradients(*args), (x, kernel)
+    )
+
+  x = jax.ShapeDtypeStruct((2, 7, 7, 32), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((5, 5, 32 // groups, 32), jnp.float32)
+  once, loop = (
+    jax.jit(function).lower(x, kernel).compile()
+    for function in (gradients, turns)
+  )
+  program = hlo.Program(loop.as_text())
+  assert program.loops == [6]
+  assert program.flops_of_repetition() == pytest.approx(
+    5 * once.cost_analysis()['flops'], rel=0.01
+  )
+
+
+def test_exchanges_of_a_compiled_update_are_found():
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 1}))
+  split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+  means = jax.jit(lambda x: x.mean(0), in_shardings=split, out_shardings=whole)
+  compiled = means.lower(jax.ShapeDtypeStruct((16, 24), jnp.float32)).compile()
+  found = hlo.Program(compiled.as_text()).collectives()
+  assert found == {'all-reduce': hlo.Collective(1, 24 * 4)}
+
+
+def _config():
+  config = digits_acmix.get_config()
+  config.model.convolution_implementation = 'conv'
+  return config.lock()
+
+
+def test_the_update_is_lowered_for_given_devices_without_data():
+  config = _config()
+  config.data.name, config.data.dir = 'folder', '/nowhere'
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[2:6])
+  lowered = compilation.lower_train_step(config, mesh)
+  state, metrics = lowered.out_info
+  assert set(metrics) == {'loss', 'grad_norm', 'top1', 'top5'}
+  (given, batch), _ = lowered.args_info
+  assert jax.tree.map(lambda x: x.shape, given) == jax.tree.map(
+    lambda x: x.shape, state
+  )
+  assert batch['image'].shape == (64, 8, 8, 3)
+  config.train.batch_size = 6
+  with pytest.raises(ValueError, match='nearest that works: 4 or 8'):
+    compilation.lower_train_step(config, mesh)
+
+
+def test_advice_names_fields_that_may_still_change():
+  config = _config()
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:4])
+  fields = [line.partition(':')[0] for line in compilation.advise(config, mesh)]
+  assert fields == [
+    '--config.model.dtype=bfloat16',
+    '--config.model.remat=products',
+    '--config.model.remat=block',
+    '--config.train.accumulate_steps=2',
+    '--config.mesh.model=2',
+    '--config.train.batch_size=32',
+  ]
+  config.model.dtype, config.model.remat = 'bfloat16', 'block'
+  config.mesh.model, config.train.batch_size = 4, 4
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:4])
+  assert compilation.advise(config, mesh) == []
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['configs/nothing.py'], 'configs/nothing.py'),
+    (
+      [DIGITS, '--config.train.bach_size=3'],
+      'Did you mean "batch_size"',
+    ),
+    ([DIGITS, '--batch=3'], "flag 'batch'"),
+  ],
+)
+def test_a_wrong_call_is_answered(arguments, message, capsys):
+  assert aot.main([*arguments, '--topology=v5e:2x2']) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_missing_compiler_is_named(monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert aot.main([DIGITS, '--topology=v5e:2x2']) == 2
+  assert "pip install 'jax[tpu]'" in capsys.readouterr().err
+
+
+def test_what_the_compiler_lacks_is_read_from_its_message():
+  message = 'Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded by 5.75G.'
+  assert compilation._exhausted(message) == 21.5 * 2**30
+  assert compilation._exhausted('INTERNAL: something else') is None
+
+
+@needs_compiler
+def test_a_small_model_fits_a_pod_of_four(capsys):
+  arguments = [DIGITS, '--topology=v5e:2x2', '--json']
+  assert aot.main([*arguments, '--config.model.stage_sizes=(1,)']) == 0
+  report = json.loads(capsys.readouterr().out)
+  assert report['mesh'] == {'data': 4, 'model': 1} and report['images'] == 16
+  assert report['fits'] and 0 < report['needed'] < 2**30
+  assert report['collectives']['all-reduce']['count'] > 0
+  assert report['moved_bytes'] > 0 and report['flops'] > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize('topology', ['v5e:3x5', 'v99:2x2'])
+def test_an_unknown_topology_is_answered(topology, capsys):
+  arguments = [DIGITS, f'--topology={topology}']
+  assert aot.main(arguments) == 2
+  assert 'v5e:16x16' in capsys.readouterr().err

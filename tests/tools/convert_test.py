@@ -1,0 +1,138 @@
+"""Official weights as files of this project."""
+
+import json
+import pathlib
+import sys
+
+import flax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+import acmix_jax
+from acmix_jax.tools import convert
+from acmix_jax.train import checkpoint
+from tests.fixtures import seeded
+
+_SPEC = (
+  pathlib.Path(__file__).parents[1]
+  / 'fixtures/models/resnet26_acmix_224x224_s1'
+)
+
+
+@pytest.fixture(scope='module')
+def state_dict():
+  spec = json.loads(_SPEC.with_suffix('.json').read_text())
+  return {
+    name: seeded.parameter(name, shape)
+    for name, shape in spec['parameters'].items()
+  }
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_a_converted_file_holds_the_converted_weights(
+  state_dict, prefix, tmp_path
+):
+  source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
+  safetensors.save_file(
+    {prefix + name: value for name, value in state_dict.items()}, source
+  )
+  assert not convert.main(['resnet26_acmix', str(source), str(target)])
+  want = flax.traverse_util.flatten_dict(
+    acmix_jax.from_torch('resnet26_acmix', state_dict), sep='/'
+  )
+  for found in (
+    flax.traverse_util.flatten_dict(acmix_jax.load_weights(target), sep='/'),
+    checkpoint.load_weights(target),
+  ):
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+      np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_fields_of_the_model_are_taken(state_dict, tmp_path):
+  source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
+  head = {name: state_dict[name][:7] for name in ('fc.weight', 'fc.bias')}
+  stage4 = [name for name in state_dict if name.startswith('layer4.')]
+  small = {k: v for k, v in (state_dict | head).items() if k not in stage4}
+  small['fc.weight'] = small['fc.weight'][:, :1024]
+  safetensors.save_file(small, source)
+  assert not convert.main(
+    [
+      *('resnet26_acmix', str(source), str(target)),
+      *('--num_classes=7', '--stage_sizes=(1, 2, 4)'),
+    ]
+  )
+  assert acmix_jax.load_weights(target)['params']['head']['kernel'].shape == (
+    1024,
+    7,
+  )
+
+
+def test_entries_that_do_not_fit_are_named(state_dict, tmp_path, capsys):
+  source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
+  safetensors.save_file(state_dict | {'extra.weight': np.zeros(2)}, source)
+  assert convert.main(['resnet26', str(source), str(target)]) == 2
+  message = capsys.readouterr().err
+  assert 'extra: extra.weight' in message
+  assert 'missing: layer1.0.conv2.weight' in message
+  assert not target.exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['resnet2', 'a.pth', 'b.safetensors'], "Did you mean 'resnet26'"),
+    (['resnet26', 'a.pth', 'b.npz'], 'must end in .safetensors'),
+    (['resnet26', 'a.safetensors', 'b.safetensors'], 'a.safetensors'),
+    (
+      ['resnet26', 'a.pth', 'b.safetensors', '--widht=3'],
+      "Did you mean 'width'",
+    ),
+    (['resnet26', 'a.pth', 'b.safetensors', 'c'], "'c' is not understood"),
+  ],
+)
+def test_wrong_arguments_are_answered(arguments, message, capsys):
+  assert convert.main(arguments) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_missing_pytorch_is_told(monkeypatch, tmp_path, capsys):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  arguments = ['resnet26', str(tmp_path / 'a.pth'), 'b.safetensors']
+  assert convert.main(arguments) == 2
+  assert "pip install 'acmix-jax[torch]'" in capsys.readouterr().err
+
+
+def test_pytorch_files_are_read_as_saved_by_training_programs(
+  monkeypatch, tmp_path
+):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'a.pth'
+  value = torch.arange(4.0).to(torch.bfloat16)
+  counter = torch.tensor(3)
+  for saved in (
+    {'module.w': value, 'n': counter},
+    {'state_dict': {'module.w': value, 'n': counter}, 'epoch': 1},
+    {'model': {'w': value, 'n': counter}, 'optimizer': {}},
+  ):
+    torch.save(saved, path)
+    found = convert.read_state_dict(path)
+    np.testing.assert_array_equal(found['w'], np.arange(4, dtype=np.float32))
+    assert found['n'] == 3
+  torch.save({'epoch': 1}, path)
+  with pytest.raises(ValueError, match=r"no state dict.*\['epoch'\]"):
+    convert.read_state_dict(path)
+  torch.save({'model': {'w': value}, 'config': pathlib.Path('a')}, path)
+  with pytest.raises(ValueError, match='more than weights'):
+    convert.read_state_dict(path)
+
+
+def test_a_file_without_variables_is_refused(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  safetensors.save_file({'fc.weight': np.zeros(2)}, path)
+  with pytest.raises(ValueError, match=r"'fc\.weight', none starts with"):
+    acmix_jax.load_weights(path)
+  path.write_text('no tensors')
+  with pytest.raises(ValueError, match=r'is no \.safetensors file'):
+    acmix_jax.load_weights(path)

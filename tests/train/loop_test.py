@@ -1,0 +1,352 @@
+"""The loop on a tiny model and real digits: resuming, stopping, devices."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from orbax import checkpoint as ocp
+from safetensors import numpy as safetensors
+
+from acmix_jax import models
+from acmix_jax.train import checkpoint as checkpoint_lib
+from acmix_jax.train import loop, metrics_window, preemption
+from acmix_jax.train import mesh as mesh_lib
+from configs import common, digits_acmix
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Tiny(nn.Module):
+  """Batch statistics, dropout, a scalar parameter and a head."""
+
+  num_classes: int
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    x = nn.Conv(8, (3, 3), (2, 2), name='conv')(x)
+    x = nn.BatchNorm(not train, momentum=0.9, name='norm')(x)
+    x = nn.relu(x) * self.param('alpha', nn.initializers.ones, ())
+    x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
+    return nn.Dense(self.num_classes, name='head')(x)
+
+
+def _use_tiny(patch):
+  patch.setattr(
+    models,
+    'create_model',
+    lambda name, num_classes, **fields: Tiny(num_classes),
+  )
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(monkeypatch):
+  _use_tiny(monkeypatch)
+
+
+def _config(**train):
+  config = common.resnet_imagenet('tiny')
+  config.model.num_classes = 10
+  config.data.name = 'digits'
+  config.data.image_size = config.data.eval_resize = 8
+  config.data.crop_scale = (0.7, 1.0)
+  config.train.update(
+    num_steps=13,
+    batch_size=16,
+    # None divides another, nor the number of steps.
+    log_every_steps=3,
+    eval_every_steps=5,
+    checkpoint_every_steps=4,
+  )
+  config.train.update(train)
+  config.optim.warmup_epochs = 0.0
+  config.eval.batch_size = 128
+  config.mesh.data = 1
+  return config.lock()
+
+
+def _lines(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines = [json.loads(line) for line in lines]
+  for line in lines:
+    line.pop('train/images_per_second', None)
+  return lines
+
+
+def _losses(workdir):
+  return [
+    line['train/loss'] for line in _lines(workdir) if 'train/loss' in line
+  ]
+
+
+def _steps(workdir):
+  return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
+
+
+def _state(workdir):
+  """The whole latest state, leaf by leaf."""
+  path = workdir / 'checkpoints' / str(_steps(workdir)[-1]) / 'state'
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restored = checkpointer.restore(
+      path, restore_args=jax.tree.map(lambda _: as_numpy, tree)
+    )
+  return jax.tree_util.tree_leaves_with_path(restored)
+
+
+def _at_step(monkeypatch, step, action):
+  """Does something right after an update."""
+  reached = preemption.Preemption.reached
+
+  def replacement(self, current):
+    if current == step:
+      action()
+    return reached(self, current)
+
+  monkeypatch.setattr(preemption.Preemption, 'reached', replacement)
+
+
+def _terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _crash():
+  raise RuntimeError('crash')
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """A training that was never stopped, on one device."""
+  workdir = tmp_path_factory.mktemp('straight')
+  with pytest.MonkeyPatch.context() as patch:
+    _use_tiny(patch)
+    loop.run(_config(), str(workdir))
+  return workdir
+
+
+def test_lines_come_at_the_intervals_and_at_the_end(straight):
+  lines = _lines(straight)
+  train = [line['step'] for line in lines if 'train/loss' in line]
+  evals = [line['step'] for line in lines if 'eval/top1' in line]
+  assert train == [3, 6, 9, 12, 13]
+  assert evals == [5, 10, 13]
+  assert lines[-1]['eval/count'] == 364
+  assert 'params/alpha' in lines[0]
+  assert (straight / 'config.json').exists()
+  assert list((straight / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('stop', [_terminate, _crash])
+def test_resuming_equals_never_stopping(tmp_path, monkeypatch, straight, stop):
+  with monkeypatch.context() as patch:
+    _at_step(patch, 7, stop)
+    if stop is _crash:
+      with pytest.raises(RuntimeError, match='crash'):
+        loop.run(_config(), str(tmp_path))
+    else:
+      loop.run(_config(), str(tmp_path))
+  assert _steps(tmp_path)[-1] == (7 if stop is _terminate else 5)
+
+  loop.run(_config(), str(tmp_path))
+  assert _lines(tmp_path) == _lines(straight)
+  for (path, ours), (_, expected) in zip(
+    _state(tmp_path), _state(straight), strict=True
+  ):
+    np.testing.assert_array_equal(ours, expected, err_msg=str(path))
+
+
+def test_resumes_on_other_devices(tmp_path, monkeypatch, straight):
+  with monkeypatch.context() as patch:
+    _at_step(patch, 7, _terminate)
+    loop.run(_config(), str(tmp_path))
+  config = _config()
+  config.mesh.data, config.mesh.model = 2, 2
+  monkeypatch.setattr(mesh_lib, 'MIN_SHARDED_SIZE', 1)
+  loop.run(config, str(tmp_path))
+  np.testing.assert_allclose(_losses(tmp_path), _losses(straight), rtol=1e-4)
+
+
+@pytest.mark.parametrize('data, model', [(8, 1), (2, 4)])
+def test_losses_do_not_depend_on_the_devices(
+  tmp_path, monkeypatch, straight, data, model
+):
+  monkeypatch.setattr(mesh_lib, 'MIN_SHARDED_SIZE', 1)
+  config = _config()
+  config.mesh.data, config.mesh.model = data, model
+  loop.run(config, str(tmp_path))
+  np.testing.assert_allclose(_losses(tmp_path), _losses(straight), rtol=1e-4)
+
+
+def test_finished_training_has_nothing_to_do(straight):
+  before = (straight / 'metrics.jsonl').read_text()
+  assert loop.run(_config(), str(straight)) == {}
+  assert (straight / 'metrics.jsonl').read_text() == before
+
+
+def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
+  tmp_path, monkeypatch
+):
+  to_devices = mesh_lib.to_devices
+  calls = []
+
+  def poisoned(batch, mesh):
+    batch = to_devices(batch, mesh)
+    if 'label' in batch and batch['label'].shape[0] == 16:
+      calls.append(1)
+      if len(calls) == 7:  # Infinite pixels, as nothing in a config can make.
+        batch['image'] = jnp.full(batch['image'].shape, jnp.inf)
+    return batch
+
+  monkeypatch.setattr(mesh_lib, 'to_devices', poisoned)
+  with pytest.raises(
+    metrics_window.NonFiniteError,
+    match=r'is (nan|inf) at step 7; step 5 is saved',
+  ):
+    loop.run(_config(), str(tmp_path))
+  assert _steps(tmp_path)[-1] == 5
+  assert all(np.isfinite(leaf).all() for _, leaf in _state(tmp_path))
+
+
+def test_best_and_latest_checkpoints_stay(tmp_path):
+  config = _config(num_steps=10, eval_every_steps=2, checkpoint_every_steps=3)
+  loop.run(config, str(tmp_path))
+  scores = {
+    line['step']: line['eval/top1']
+    for line in _lines(tmp_path)
+    if 'eval/top1' in line
+  }
+  best = max(scores, key=lambda step: (scores[step], step))
+  assert set(_steps(tmp_path)) == {9, 10, best}
+
+
+def test_eval_mode_gives_the_metrics_of_the_training(
+  straight, capsys, tmp_path
+):
+  for step in (10, 13):
+    loop.run(_config(), str(straight), 'eval', str(step))
+    printed = json.loads(capsys.readouterr().out)
+    logged = [
+      line
+      for line in _lines(straight)
+      if line['step'] == step and 'eval/top1' in line
+    ]
+    assert [printed] == logged
+  # Without a checkpoint of its own: the one to start from.
+  config = _config()
+  with config.unlocked():
+    config.init_from = str(straight / 'checkpoints' / '13')
+  loop.run(config, str(tmp_path), 'eval')
+  assert json.loads(capsys.readouterr().out) == logged[0]
+
+
+def test_starts_from_weights_with_a_fresh_head(tmp_path, straight, caplog):
+  path = straight / 'checkpoints' / '13'
+  weights = checkpoint_lib.load_weights(path)
+  weights['params/head/kernel'] = np.ones((8, 7), np.float32)
+  weights['params/head/bias'] = np.ones(7, np.float32)
+  safetensors.save_file(weights, tmp_path / 'weights.safetensors')
+  config = _config(num_steps=1)
+  config.optim.learning_rate = 0.0
+  config.init_from = str(tmp_path / 'weights.safetensors')
+  with caplog.at_level('INFO', 'acmix_jax'):
+    loop.run(config, str(tmp_path / 'run'))
+  assert 'params/head/bias, params/head/kernel' in caplog.text
+  ours = checkpoint_lib.load_weights(tmp_path / 'run' / 'checkpoints' / '1')
+  np.testing.assert_array_equal(
+    ours['params/conv/kernel'], weights['params/conv/kernel']
+  )
+  assert ours['params/head/kernel'].shape == (8, 10)
+
+
+def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
+  config = _config(num_steps=4, ema_decay=0.9)
+  result = loop.run(config, str(tmp_path))
+  weights = checkpoint_lib.load_weights(tmp_path / 'checkpoints' / '4')
+  state = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in _state(tmp_path)
+  }
+  kernel = weights['params/conv/kernel']
+  np.testing.assert_array_equal(kernel, state['ema/params/conv/kernel'])
+  assert (kernel != state['params/conv/kernel']).any()
+  evaluated = loop.run(config, str(tmp_path), 'eval')
+  assert evaluated == result
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'train.batch_size': 12}, 'train.batch_size=12 .* nearest .* 8 or 16'),
+    ({'train.accumulate_steps': 4}, 'train.batch_size=16 .* 32'),
+    ({'eval.batch_size': 4}, 'eval.batch_size=4 .* nearest .* 8'),
+    ({'train.num_steps': 0, 'train.num_epochs': 0}, 'num_steps or'),
+    ({'train.log_every_steps': 0}, 'log_every_steps=0 must be >= 1'),
+    ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be below 1'),
+    ({'task': 'detect'}, "task='detect' is unknown; known: classification"),
+    ({'optim.name': 'lamb'}, "optim.name='lamb' is unknown"),
+    ({'optim.schedule': 'step'}, "optim.schedule='step' is unknown"),
+    ({'loss.smooth_over': 'some'}, "smooth_over='some'"),
+    ({'model.num_classes': 9}, 'has 10 classes; set model.num_classes=10'),
+    ({'data.eval_split': 'x'}, "'train' and 'validation', not 'x'"),
+    ({'mesh.model': 3}, 'mesh.model=3 does not divide the 8 devices'),
+    ({'mesh.data': 16}, 'there are 8'),
+    ({'checkpoint.keep_latest': 0}, 'keep_latest=0'),
+    ({'init_from': '/nowhere'}, '/nowhere is no .safetensors file'),
+  ],
+)
+def test_what_cannot_work_is_said_before_compiling(tmp_path, change, message):
+  config = _config()
+  config.mesh.data = -1
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    loop.run(config, str(tmp_path))
+
+
+def test_bucket_and_unknown_mode_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='mount buckets'):
+    loop.run(_config(), 'gs://bucket/run')
+  with pytest.raises(ValueError, match="mode='test' is unknown"):
+    loop.run(_config(), str(tmp_path), 'test')
+
+
+def test_sigterm_saves_and_exits_with_status_0(tmp_path):
+  assert digits_acmix.get_config().data.name == 'digits'
+  process = subprocess.Popen(
+    [
+      *(sys.executable, 'main.py', '--config=configs/digits_acmix.py'),
+      *(f'--workdir={tmp_path}', '--config.model.name=resnet26'),
+      *('--config.model.stage_sizes=(1,)', '--config.model.width=4'),
+      *('--config.train.log_every_steps=1', '--config.train.num_steps=100000'),
+      '--config.optim.warmup_epochs=0.0',
+    ],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': ''},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    seen = []
+    for line in process.stderr:
+      seen.append(line)
+      if 'step 3/' in line:
+        process.terminate()
+        break
+    seen.append(process.communicate(timeout=120)[1])
+  finally:
+    process.kill()
+  text = ''.join(seen)
+  assert process.returncode == 0, text
+  assert 'SIGTERM: saved step' in text
+  assert 'Traceback' not in text and 'Exception' not in text
+  (step,) = _steps(tmp_path)
+  assert step >= 3
+  assert _lines(tmp_path)[-1]['step'] == step

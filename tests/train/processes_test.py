@@ -1,0 +1,79 @@
+"""Two processes train as one, and stop as one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _start(workdir, **environment):
+  command = [
+    *(sys.executable, 'main.py', '--config=configs/digits_acmix.py'),
+    *(f'--workdir={workdir}', '--config.model.name=resnet26'),
+    *('--config.model.stage_sizes=(1,)', '--config.model.width=4'),
+    *('--config.train.log_every_steps=1', '--config.train.num_steps=100000'),
+    *('--config.train.batch_size=16', '--config.optim.warmup_epochs=0.0'),
+  ]
+  environment = os.environ | {
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    **environment,
+  }
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
+
+
+def _stop_after(steps, processes):
+  """Sends SIGTERM to the last process once the first logged `steps`."""
+  errors = []
+  try:
+    for line in processes[0].stderr:
+      errors.append(line)
+      if f'step {steps}/' in line:
+        processes[-1].terminate()
+        break
+    for process in processes:
+      errors.append(process.communicate(timeout=120)[1])
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0] * len(
+    processes
+  ), ''.join(errors)
+
+
+def _losses(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['train/loss'] for line in lines]
+
+
+def test_two_processes_equal_one_and_stop_together(tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  _stop_after(
+    4,
+    [
+      _start(
+        tmp_path / 'two',
+        JAX_COORDINATOR_ADDRESS=address,
+        JAX_NUM_PROCESSES='2',
+        JAX_PROCESS_ID=str(index),
+      )
+      for index in range(2)
+    ],
+  )
+  _stop_after(4, [_start(tmp_path / 'one')])
+
+  two, one = _losses(tmp_path / 'two'), _losses(tmp_path / 'one')
+  assert len(two) >= 4 and len(one) >= 4
+  np.testing.assert_allclose(two[:4], one[:4], rtol=1e-4)
+  # The state was saved at the step that both agreed on.
+  (saved,) = (tmp_path / 'two' / 'checkpoints').iterdir()
+  assert int(saved.name) == len(two)
