@@ -1,7 +1,6 @@
 """The models by name."""
 
 import dataclasses
-import difflib
 import fnmatch
 import functools
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
+from acmix_jax import lookup
 from acmix_jax.models.backbones import pvt, resnet, san, swin
 
 # By the value of `mix` of the models that have attention without ACmix, too.
@@ -90,19 +90,11 @@ def create_model(
     KeyError: no model has that name.
     ValueError: the model has no such field.
   """
-  if name not in _MODELS:
-    raise KeyError(f'No model {name!r}.{_nearest(name, list_models())}')
-  make = _MODELS[name]
+  make = lookup.find(_MODELS, name, 'Model')
   fields = [f.name for f in dataclasses.fields(make.func) if f.init]
   for field in overrides:
     if field not in fields:
-      raise ValueError(
-        f'{name} has no field {field!r}.{_nearest(field, fields)}'
+      raise lookup.UnknownName(
+        lookup.unknown(f'Field of {name}', field, fields)
       )
   return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **overrides)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0)
-  hint = f' Did you mean {close[0]!r}?' if close else ''
-  return f'{hint} Known: {", ".join(known)}.'

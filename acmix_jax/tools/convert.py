@@ -145,9 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       num_classes=args.num_classes,
       **overrides,
     )
-  except KeyError as error:
-    print(f'convert: {error.args[0]}', file=sys.stderr)
-    return 2
   except (OSError, ImportError, ValueError) as error:
     print(f'convert: {error}', file=sys.stderr)
     return 2

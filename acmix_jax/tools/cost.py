@@ -321,8 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     costs = [count(name, args.image_size) for name in args.models]
-  except (KeyError, ValueError) as error:
-    print(f'cost: {error.args[0]}', file=sys.stderr)
+  except ValueError as error:
+    print(f'cost: {error}', file=sys.stderr)
     return 2
   if args.json:
     print(json.dumps([_as_json(cost) for cost in costs], indent=2))

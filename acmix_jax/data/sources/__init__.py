@@ -5,7 +5,6 @@ can be sent to worker processes. scikit-learn and TFDS take seconds to import,
 which every worker would spend again: only the sources that need them do.
 """
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from acmix_jax import lookup
 from acmix_jax.data import decode
 
 IMAGE_SUFFIXES = (
@@ -81,11 +81,7 @@ def make_source(
   if config.name == 'imagenet2012':
     return ImageNet(config.dir, split)
   known = ('digits', 'folder', 'imagenet2012')
-  close = difflib.get_close_matches(config.name, known, n=1, cutoff=0)
-  raise KeyError(
-    f'No data set is called {config.name!r}. Did you mean {close[0]!r}? '
-    f'Known: {", ".join(known)}.'
-  )
+  raise lookup.UnknownName(lookup.unknown('data.name', config.name, known))
 
 
 class Digits:

@@ -63,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     config = _config(args.config, overrides)
     report = compilation.compile_train_step(config, args.topology)
-  except KeyError as error:
-    print(f'aot: {error.args[0]}', file=sys.stderr)
-    return 2
   except (ImportError, ValueError) as error:
     print(f'aot: {error}', file=sys.stderr)
     return 2
