@@ -5,9 +5,9 @@ r"""Converts official PyTorch weights into a file of this project.
 
 IN is a .pth file, for which PyTorch is needed (pip install 'acmix-jax[torch]'),
 or a .safetensors file with the official names, for which it is not. Training
-starts from OUT with --config.init_from=OUT; elsewhere it is read by
-`acmix_jax.load_weights`. Other fields of a model that differ from its defaults
-are given as --FIELD=VALUE.
+starts from OUT with --config.init_from=OUT; elsewhere `acmix_jax.load_weights`
+reads it. Other fields of the model that differ from its defaults are given as
+--FIELD=VALUE.
 """
 
 import argparse
@@ -18,41 +18,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from acmix_jax import models, weights
 
-# Where training programs put the state dict in what they save.
-_NESTED = ('state_dict', 'model')
-# What torch.nn.DataParallel puts before each name.
-_PREFIX = 'module.'
 
-
-def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads arrays by their official names.
+def read(path: pathlib.Path) -> Mapping[str, Any]:
+  """Reads arrays or tensors by their official names.
 
   Args:
     path: a .safetensors file, or one of PyTorch: a state dict, or a checkpoint
-      with one under 'state_dict' or 'model'. Nothing in it is executed.
+      with one; see `weights.state_dict.unwrap`. Nothing in it is executed.
 
   Raises:
     FileNotFoundError: there is no such file.
     ModuleNotFoundError: the file needs PyTorch, which is not installed.
-    ValueError: the file holds no state dict, or more than can be read safely.
+    ValueError: the file is of another format, holds no dict, or more than can
+      be read safely.
   """
   if path.suffix == '.safetensors':
     try:
-      entries = safetensors.load_file(path)
+      return safetensors.load_file(path)
     except SafetensorError as error:
       raise ValueError(f'{path} is no .safetensors file: {error}.') from error
-  else:
-    entries = _read_torch(path)
-  return {name.removeprefix(_PREFIX): x for name, x in entries.items()}
-
-
-def _read_torch(path):
   try:
     import torch
   except ModuleNotFoundError as error:
@@ -61,29 +50,16 @@ def _read_torch(path):
       'save the weights as .safetensors where PyTorch is installed.'
     ) from error
   try:
-    entries = torch.load(path, map_location='cpu', weights_only=True)
+    saved = torch.load(path, map_location='cpu', weights_only=True)
   except (pickle.UnpicklingError, EOFError) as error:
     raise ValueError(
       f'{path} holds more than weights, or is no file of PyTorch. If you trust '
       'it, keep its weights alone: torch.save(torch.load(path, '
       f"weights_only=False)['model'], new_path). PyTorch says: {error}"
     ) from error
-  for key in _NESTED:
-    if isinstance(entries, Mapping) and isinstance(entries.get(key), Mapping):
-      entries = entries[key]
-  if not isinstance(entries, Mapping) or not all(
-    isinstance(value, torch.Tensor) for value in entries.values()
-  ):
-    found = list(entries) if isinstance(entries, Mapping) else type(entries)
-    raise ValueError(
-      f'{path} holds no state dict, neither at the top nor under '
-      f'{" or ".join(map(repr, _NESTED))}; found: {found}.'
-    )
-  # NumPy has no bfloat16.
-  return {
-    name: (value.float() if value.is_floating_point() else value).numpy()
-    for name, value in entries.items()
-  }
+  if not isinstance(saved, Mapping):
+    raise ValueError(f'{path} holds a {type(saved).__name__}, no state dict.')
+  return saved
 
 
 def convert(
@@ -93,23 +69,21 @@ def convert(
 
   Args:
     name: one of `acmix_jax.list_models()`.
-    source: see `read_state_dict`.
+    source: see `read`.
     target: the .safetensors file to write.
     **overrides: the fields the model is made with, if not the defaults.
 
   Raises:
     KeyError: no model has that name.
-    ValueError: the target's suffix is another, or the weights do not fit.
+    ValueError: the target has another suffix, or the weights do not fit.
   """
   if target.suffix != '.safetensors':
     raise ValueError(
       f'{target} must end in .safetensors: {target.with_suffix(".safetensors")}'
     )
-  models.create_model(name, **overrides)  # A wrong name is told at once.
-  state_dict = read_state_dict(source)
-  weights.save_weights(
-    target, weights.from_torch(name, state_dict, **overrides)
-  )
+  models.create_model(name, **overrides)  # Refuses a wrong name at once.
+  variables = weights.from_torch(name, read(source), **overrides)
+  weights.save_weights(target, variables)
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ row whose pattern matches says which official entry holds a variable, and the
 layout turns its array into ours. One official entry may serve several rows.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from acmix_jax import models
+from acmix_jax.weights import names
 from acmix_jax.weights.tables import pvt, resnet, san, swin
+
+logger = logging.getLogger(__name__)
 
 _TABLES = {
   'resnet': resnet.TABLE,
@@ -28,16 +31,29 @@ _RENAMED = {'swin': swin.official_names}
 # Counters of PyTorch's BatchNorm, which the computation does not use, and what
 # Swin computes from its sizes.
 _IGNORED = r'.*(num_batches_tracked|relative_position_index|attn_mask)'
+# Where training programs put a state dict in what they save. Moving averages
+# come first: they are what was evaluated.
+_ENTRIES = (
+  'state_dict_ema',
+  'model_ema',
+  'state_dict',
+  'model_state',
+  'model',
+)
+# What DataParallel, torch.compile and the modules of training programs put
+# before each name.
+_PREFIXES = re.compile(r'^(?:(?:module|_orig_mod|model)\.)+')
 
 
 def from_torch(
-  name: str, state_dict: Mapping[str, np.ndarray], **overrides: Any
+  name: str, state_dict: Mapping[str, Any], **overrides: Any
 ) -> dict[str, Any]:
   """Converts official weights into the variables of a model.
 
   Args:
     name: one of `acmix_jax.list_models()`.
-    state_dict: arrays (or PyTorch tensors on the CPU) by official names.
+    state_dict: arrays or PyTorch tensors by official names, or what a training
+      program saved around them; see `unwrap`.
     **overrides: the fields the model is made with, if not the defaults.
 
   Returns:
@@ -45,40 +61,102 @@ def from_torch(
 
   Raises:
     KeyError: no model has that name.
-    ValueError: entries are missing, extra or of another shape; all of them are
-      named at once.
+    ValueError: there is no state dict, or entries are missing, extra or of
+      another shape; the message names ten of each kind.
   """
   wanted = _shapes(models.create_model(name, **overrides))
   family = re.match('[a-z]+', name)[0]
   table = _TABLES[family]
-  state_dict = _RENAMED.get(family, dict)(state_dict)
-  converted, problems, used = {}, [], set()
+  given = _RENAMED.get(family, dict)(unwrap(state_dict))
+  converted, used, missing, misshapen = {}, set(), set(), []
   for path, shape in wanted.items():
     official, layout = _find(table, path)
     used.add(official)
-    if official not in state_dict:
-      problems.append(f'missing: {official}')
+    if official not in given:
+      missing.add(official)
       continue
-    value = layout(np.asarray(state_dict[official], np.float32))
-    if value.shape != shape:
-      given = np.shape(state_dict[official])
-      problems.append(f'misshapen: {official} {given}; {path} is {shape}')
-    converted[path] = value
-  extra = [key for key in state_dict if not re.fullmatch(_IGNORED, key)]
-  problems += [f'extra: {key}' for key in extra if key not in used]
-  if problems:
-    raise ValueError(
-      f'{name}: the state dict does not fit in {len(problems)} entries:\n  '
-      + '\n  '.join(sorted(set(problems)))
+    value = given[official]
+    converted[path] = _arranged(layout, value, shape)
+    if converted[path] is None:
+      misshapen.append(f'{official} {value.shape}, {path} is {shape}')
+  extra = {key for key in given if not re.fullmatch(_IGNORED, key)} - used
+  if missing or misshapen or extra:
+    problems = names.listing(
+      {'missing': missing, 'extra': extra, 'of another shape': misshapen}
     )
-  return traverse_util.unflatten_dict(converted, sep='/')
+    raise ValueError(f'{name}: the state dict does not fit.\n{problems}')
+  return names.unflatten(converted)
+
+
+def unwrap(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Finds the state dict in what a PyTorch program saved.
+
+  Args:
+    saved: tensors or arrays by name, or a dict that has them under one of the
+      usual keys, such as {'state_dict': ..., 'epoch': 90}. Names may have the
+      prefixes of wrappers, such as 'module.'.
+
+  Returns:
+    float32 arrays by names without these prefixes.
+
+  Raises:
+    ValueError: there is no state dict, or two entries have the same name
+      without the prefixes.
+  """
+  while entry := _entry(saved):
+    logger.info(
+      'Reading the entry %r of %s.', entry, ', '.join(map(str, saved))
+    )
+    saved = saved[entry]
+  others = [name for name, x in saved.items() if not hasattr(x, 'dtype')]
+  if others or not saved:
+    raise ValueError(
+      'There is no state dict, neither at the top nor under '
+      f'{" or ".join(map(repr, _ENTRIES))}. '
+      + names.listing({'entries are no arrays': others})
+    )
+  prefixes = {match[0] for name in saved if (match := _PREFIXES.match(name))}
+  if prefixes:
+    logger.info(
+      'Reading names without their prefix %s', ' or '.join(sorted(prefixes))
+    )
+  arrays = {_PREFIXES.sub('', name): x for name, x in saved.items()}
+  if len(arrays) < len(saved):
+    raise ValueError(
+      f'{len(saved) - len(arrays)} names of the state dict occur twice, with '
+      f'and without {" or ".join(sorted(prefixes))}'
+    )
+  return {name: _as_numpy(x) for name, x in arrays.items()}
+
+
+def _entry(saved):
+  """The first of the usual keys that holds a dict, None without any."""
+  return next(
+    (key for key in _ENTRIES if isinstance(saved.get(key), Mapping)), None
+  )
+
+
+def _as_numpy(x):
+  # A PyTorch tensor may be a Parameter, on another device, or of a type that
+  # numpy lacks.
+  if hasattr(x, 'detach'):
+    x = x.detach().cpu().float().numpy()
+  return np.asarray(x, np.float32)
+
+
+def _arranged(layout, x, shape):
+  """The array in our layout, None if it does not have this shape there."""
+  try:
+    x = layout(x)
+  except (ValueError, IndexError):  # The layout is of arrays with other axes.
+    return None
+  return x if x.shape == shape else None
 
 
 def _shapes(model) -> dict[str, tuple[int, ...]]:
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  flat = traverse_util.flatten_dict(variables, sep='/')
-  return {path: leaf.shape for path, leaf in flat.items()}
+  return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
 
 
 def _find(table, path):
