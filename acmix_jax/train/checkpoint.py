@@ -1,27 +1,18 @@
 """Checkpoints: saved beside the training, restored on any devices.
 
-Orbax's CheckpointManager (its v0 API) is used here and nowhere else. A save is
-atomic: a process killed within one leaves the previous checkpoint.
+They are written by Orbax's CheckpointManager (its v0 API); weights/files.py
+reads the variables of one. A save is atomic: a process killed within one leaves
+the previous checkpoint.
 """
 
-import logging
 import math
 import pathlib
-import re
-from typing import Any
 
-import flax
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from acmix_jax import weights
 from acmix_jax.train import state as state_lib
-
-logger = logging.getLogger(__name__)
-
-DIRECTORY = 'checkpoints'
+from acmix_jax.weights import files
 
 
 class Checkpoints:
@@ -55,20 +46,19 @@ class Checkpoints:
         f'checkpoint.keep_latest={keep_latest} must be at least 1 and '
         f'checkpoint.keep_best={keep_best} at least 0.'
       )
-
-    quality = _quality(best_metric)
-    self._directory = workdir / DIRECTORY
+    self._best_metric = best_metric
+    self._directory = workdir / files.CHECKPOINTS
     # Orbax stores metrics only where best_fn is set, and keeps the latest only
     # by a policy: both are needed.
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        best_fn=quality,
+        best_fn=files.quality,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(
           [
             checkpoint_managers.LatestN(keep_latest),
             checkpoint_managers.BestN(
-              get_metric_fn=quality,
+              get_metric_fn=files.quality,
               n=keep_best,
               keep_checkpoints_without_metrics=False,
             ),
@@ -95,11 +85,15 @@ class Checkpoints:
       state: the state after `step` updates.
       step: as in the state, which need not be read from the devices.
       window: see `Window.read`.
-      metrics: of an evaluation of this state, {} without.
+      metrics: result of an evaluation of this state, {} without.
 
     Raises:
+      KeyError: an evaluation without the metric that ranks checkpoints.
       RuntimeError: a checkpoint of this or a later step exists.
     """
+    # Under one name for all tasks, so that the best is found without the task.
+    if metrics and not math.isnan(metrics[self._best_metric]):
+      metrics = metrics | {files.QUALITY: metrics[self._best_metric]}
     saved = self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -136,149 +130,3 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the saves under way."""
     self._manager.close()
-
-
-def find(path: pathlib.Path, best_metric: str) -> pathlib.Path:
-  """The file or folder of weights that a path stands for.
-
-  Args:
-    path: a .safetensors file; a workdir, which stands for its best checkpoint
-      (the latest where none was evaluated); or one checkpoint of a workdir,
-      WORKDIR/checkpoints/STEP.
-    best_metric: name of the evaluation metric that ranks checkpoints.
-
-  Raises:
-    ValueError: the path is none of these.
-  """
-  path = path.absolute()
-  if path.suffix == '.safetensors' and path.is_file():
-    return path
-  if (path / 'state').is_dir():
-    return path
-  if (path / DIRECTORY).is_dir():
-    with ocp.CheckpointManager(
-      path / DIRECTORY,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=_quality(best_metric), create=False
-      ),
-    ) as manager:
-      step = manager.best_step()
-    if step is not None:
-      return path / DIRECTORY / str(step)
-  raise ValueError(
-    f'{path} is no .safetensors file, no checkpoint (WORKDIR/{DIRECTORY}/STEP) '
-    'and no workdir with checkpoints.'
-  )
-
-
-def load_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Variables by name, e.g. 'params/stage1_block0/conv1/kernel'.
-
-  Args:
-    path: result of `find`. A .safetensors file holds such names; of a
-      checkpoint with moving averages, these are read.
-  """
-  if path.suffix == '.safetensors':
-    return _flatten(weights.load_weights(path))
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    tree = checkpointer.metadata(path / 'state').item_metadata.tree
-    # As numpy arrays: the devices that saved need not be there.
-    state = checkpointer.restore(
-      path / 'state',
-      restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-      ),
-    )
-  variables = state.get('ema') or state
-  return _flatten({'params': variables['params'], **variables['model_state']})
-
-
-def assign_weights(
-  variables: dict[str, Any],
-  weights: dict[str, np.ndarray],
-  replaceable: str | None,
-) -> dict[str, Any]:
-  """Puts weights in the place of variables, on the same devices.
-
-  Args:
-    variables: tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
-    weights: result of `load_weights`.
-    replaceable: regular expression of names that `weights` may lack, or hold in
-      another shape: these variables stay as they are. None: there are none.
-
-  Raises:
-    ValueError: names or shapes disagree; the message has all of them.
-  """
-  old = _flatten(variables)
-  fits = {
-    name
-    for name in old.keys() & weights.keys()
-    if old[name].shape == weights[name].shape
-  }
-
-  def strict(names):
-    return sorted(
-      n for n in names if replaceable is None or not re.search(replaceable, n)
-    )
-
-  shapes = {
-    name: f'{name} {weights[name].shape}, the model has {old[name].shape}'
-    for name in (old.keys() & weights.keys()) - fits
-  }
-  problems = {
-    'missing': strict(old.keys() - weights.keys()),
-    'unknown': strict(weights.keys() - old.keys()),
-    'of another shape': [shapes[name] for name in strict(shapes)],
-  }
-  if any(problems.values()):
-    raise ValueError(
-      'The weights do not fit the model. '
-      + ' '.join(
-        f'{len(names)} {kind}: {"; ".join(names)}.'
-        for kind, names in problems.items()
-        if names
-      )
-    )
-  fresh = sorted(old.keys() - fits)
-  if fresh:
-    logger.info('Not in the weights, start afresh: %s.', ', '.join(fresh))
-  new = {
-    name: (
-      jax.device_put(weights[name].astype(x.dtype), x.sharding)
-      if name in fits
-      else x
-    )
-    for name, x in old.items()
-  }
-  return flax.traverse_util.unflatten_dict(new, sep='/')
-
-
-def start_from(
-  state: state_lib.TrainState,
-  weights: dict[str, np.ndarray],
-  replaceable: str,
-) -> state_lib.TrainState:
-  """A fresh state with other weights; arguments as of `assign_weights`."""
-
-  def assign(params, model_state):
-    variables = assign_weights(
-      {'params': params, **model_state}, weights, replaceable
-    )
-    return {'params': variables.pop('params'), 'model_state': variables}
-
-  new = assign(state.params, state.model_state)
-  return state.replace(**new, ema=state.ema and assign(**state.ema))
-
-
-def _quality(best_metric: str):
-  """Ranks metrics; those of no evaluation, or nan, come last."""
-
-  def quality(metrics):
-    value = metrics.get(best_metric, -math.inf)
-    return -math.inf if math.isnan(value) else value
-
-  return quality
-
-
-def _flatten(tree: dict) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(tree, sep='/')

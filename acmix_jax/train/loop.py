@@ -18,12 +18,13 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
-from acmix_jax import tasks
+from acmix_jax import tasks, weights
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import metrics_window as window_lib
 from acmix_jax.train import optim, preemption, writer
 from acmix_jax.train import state as state_lib
+from acmix_jax.weights import files
 
 logger = logging.getLogger(__name__)
 
@@ -251,10 +252,10 @@ def _start(config, task, mesh, optimizer, checkpoints):
     init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes)
   )(rng)
   if config.init_from:
-    path = checkpoint_lib.find(pathlib.Path(config.init_from), task.best_metric)
+    path = weights.find(config.init_from)
     logger.info('Starting from %s.', path)
-    state = checkpoint_lib.start_from(
-      state, checkpoint_lib.load_weights(path), task.replaceable
+    state = state_lib.start_from(
+      state, weights.load_weights(path), task.replaceable
     )
   return state, window_lib.Window(0)
 
@@ -293,19 +294,17 @@ def evaluate(
 def _evaluate_checkpoint(config, task, mesh, workdir, checkpoint):
   """Evaluates stored weights; see `run`."""
   if checkpoint.isdigit():
-    path = workdir / checkpoint_lib.DIRECTORY / checkpoint
+    path = workdir / files.CHECKPOINTS / checkpoint
   elif checkpoint:
-    path = pathlib.Path(checkpoint)
-  elif config.init_from and not (workdir / checkpoint_lib.DIRECTORY).exists():
-    path = pathlib.Path(config.init_from)
+    path = checkpoint
+  elif config.init_from and not (workdir / files.CHECKPOINTS).exists():
+    path = config.init_from
   else:
     path = workdir
-  path = checkpoint_lib.find(path.expanduser(), task.best_metric)
+  path = weights.find(path)
   shapes = jax.eval_shape(task.init, jax.random.key(config.seed))
-  variables = checkpoint_lib.assign_weights(
-    state_lib.with_shardings(shapes, mesh),
-    checkpoint_lib.load_weights(path),
-    replaceable=None,
+  variables = weights.assign(
+    state_lib.with_shardings(shapes, mesh), weights.load_weights(path)
   )
   params = variables.pop('params')
   logger.info('Evaluating %s.', path)

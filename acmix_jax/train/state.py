@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from acmix_jax import tasks
+from acmix_jax import tasks, weights
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import optim
 
@@ -57,6 +57,27 @@ def init_state(
     opt_state=optimizer.init(params),
     ema=({'params': params, 'model_state': variables} if ema_decay else None),
   )
+
+
+def start_from(
+  state: TrainState, variables: dict[str, Any], replaceable: str
+) -> TrainState:
+  """A fresh state with other weights, its averages too; see `weights.assign`.
+
+  Args:
+    state: the result of `init_state`.
+    variables: the result of `weights.load_weights`.
+    replaceable: see `tasks.Task`.
+  """
+
+  def assign(params, model_state):
+    new = weights.assign(
+      {'params': params, **model_state}, variables, replaceable
+    )
+    return {'params': new.pop('params'), 'model_state': new}
+
+  new = assign(state.params, state.model_state)
+  return state.replace(**new, ema=state.ema and assign(**state.ema))
 
 
 def with_shardings(shapes: Any, mesh: Mesh) -> Any:

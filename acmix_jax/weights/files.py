@@ -1,47 +1,110 @@
-"""Variables in .safetensors files, under names joined by '/'."""
+"""Variables in files: .safetensors, and the checkpoints of a training."""
 
+import contextlib
+import logging
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from acmix_jax.weights import names
 
-def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
-  """Writes variables as a file of names such as 'params/head/kernel'.
+logger = logging.getLogger(__name__)
+
+# Folder of a workdir with its checkpoints, one folder a step.
+CHECKPOINTS = 'checkpoints'
+# Metric by which the checkpoints of every task are compared; larger is better.
+QUALITY = 'quality'
+# Folder of a checkpoint with its `TrainState`.
+_STATE = 'state'
+
+
+def quality(metrics: Mapping[str, float]) -> float:
+  """Rank of a checkpoint with these metrics; without an evaluation, the last.
 
   Args:
-    path: the file, replaced at once if it exists.
-    variables: nested dicts of arrays.
+    metrics: what was saved with a checkpoint, {} without an evaluation.
   """
-  flat = traverse_util.flatten_dict(variables, sep='/')
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'{path.name}.tmp')
-  # The library writes the memory of an array, whatever the order of its axes.
-  flat = {name: np.asarray(value, order='C') for name, value in flat.items()}
-  safetensors.save_file(flat, temporary)
-  temporary.replace(path)
+  return metrics.get(QUALITY, -math.inf)
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, Any]:
+def find(path: str | os.PathLike) -> pathlib.Path:
+  """Finds the file or checkpoint that a path stands for.
+
+  Args:
+    path: a .safetensors file; one checkpoint of a workdir,
+      WORKDIR/checkpoints/STEP; or a workdir, which stands for its best
+      checkpoint, or the latest if none was evaluated. `~` is the home.
+
+  Returns:
+    The absolute path of a file, or of one checkpoint.
+
+  Raises:
+    ValueError: the path is none of these.
+  """
+  path = pathlib.Path(path).expanduser().absolute()
+  if path.is_file() or (path / _STATE).is_dir():
+    return path
+  step = _best_step(path / CHECKPOINTS)
+  if step is None:
+    raise ValueError(
+      f'{path} is no .safetensors file, no checkpoint '
+      f'(WORKDIR/{CHECKPOINTS}/STEP) and no workdir with checkpoints.'
+    )
+  return path / CHECKPOINTS / str(step)
+
+
+def load_weights(
+  path: str | os.PathLike, *, average: bool = True
+) -> dict[str, Any]:
   """Reads the variables of a model, ready for `model.apply`.
 
     variables = acmix_jax.load_weights('resnet50_acmix.safetensors')
     logits = model.apply(variables, images)
 
   Args:
-    path: a file of `save_weights` or of `python -m acmix_jax.tools.convert`.
+    path: a file of `save_weights` or of `python -m acmix_jax.tools.convert`, a
+      checkpoint or a workdir; see `find`.
+    average: whether of a checkpoint with moving averages these are read, as in
+      evaluations, and not the variables that the last update left.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of numpy arrays.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is of another format, or holds other names.
+    ValueError: nothing of this kind is there, or the file is of another format
+      or holds other names.
   """
+  path = find(path)
+  if path.is_file():
+    return _load_file(path)
+  return _load_checkpoint(path, average)
+
+
+def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
+  """Writes variables as a .safetensors file.
+
+  Args:
+    path: the file; one that exists is replaced in one step. `~` is the home.
+    variables: nested dicts of arrays, stored as e.g. 'params/head/kernel'.
+  """
+  path = pathlib.Path(path).expanduser()
+  temporary = path.with_name(f'{path.name}.tmp')
+  # The library writes the memory of an array, whatever the order of its axes.
+  flat = {
+    name: np.asarray(value, order='C')
+    for name, value in names.flatten(variables).items()
+  }
+  safetensors.save_file(flat, temporary)
+  temporary.replace(path)
+
+
+def _load_file(path):
   try:
     flat = safetensors.load_file(path)
   except SafetensorError as error:
@@ -52,4 +115,44 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
       f'{next(iter(sorted(flat)), None)!r}, none starts with params/. Convert '
       'PyTorch weights with python -m acmix_jax.tools.convert.'
     )
-  return traverse_util.unflatten_dict(flat, sep='/')
+  return names.unflatten(flat)
+
+
+def _load_checkpoint(path, average):
+  # Here, not above: Orbax takes a second to import.
+  import jax
+  import orbax.checkpoint as ocp
+
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    tree = handler.metadata(path / _STATE).tree
+    wanted = ('params', 'model_state')
+    if average and tree.get('ema'):
+      logger.info('Reading the moving averages of %s.', path)
+      wanted = ('ema',)
+    # The state of the optimiser, twice as large, stays where it is.
+    item = {name: tree[name] for name in wanted if name in tree}
+    restored = handler.restore(
+      path / _STATE,
+      args=ocp.args.PyTreeRestore(
+        item,
+        # As numpy arrays: the devices that saved need not be there.
+        jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+        partial_restore=True,
+      ),
+    )
+  variables = restored.get('ema', restored)
+  return {
+    'params': variables['params'],
+    **variables.get('model_state', {}),
+  }
+
+
+def _best_step(directory):
+  """Step of the best checkpoint in a folder, None without any."""
+  if not directory.is_dir():
+    return None
+  import orbax.checkpoint as ocp
+
+  options = ocp.CheckpointManagerOptions(best_fn=quality, create=False)
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    return manager.best_step()
