@@ -7,14 +7,13 @@ Nothing to download: 1,433 images of 8 x 8 pixels, and 364 held out. Run here:
 python main.py --config=configs/digits_acmix.py --workdir=DIR
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  config = common.resnet_imagenet('resnet26_acmix')
+  config = imagenet.resnet('resnet26_acmix', stage_sizes=(1, 1, 1))
   config.model.num_classes = 10
-  config.model.stage_sizes = (1, 1, 1)
   config.model.width = 32
   config.model.stem = 'small'
 
@@ -22,7 +21,7 @@ def get_config():
   config.data.image_size = 8  # as stored
   config.data.eval_resize = 8
   config.data.crop_scale = (0.7, 1.0)
-  config.data.flip = 0.0  # a mirrored digit is another sign
+  config.data.flip = 0.0  # mirrored digits are no digits
 
   config.train.num_epochs = 15
   config.train.batch_size = 64

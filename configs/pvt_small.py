@@ -8,9 +8,9 @@ python main.py --config=configs/pvt_small.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.pvt_imagenet('pvt_small')
+  return imagenet.pvt('pvt_small', stage_sizes=(3, 4, 6, 3))

@@ -8,9 +8,9 @@ python main.py --config=configs/pvt_tiny.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.pvt_imagenet('pvt_tiny')
+  return imagenet.pvt('pvt_tiny', stage_sizes=(2, 2, 2, 2))

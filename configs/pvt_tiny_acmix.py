@@ -4,15 +4,15 @@ r"""PVT-Tiny with ACmix on ImageNet-1k.
 Published (README of LeapLabTHU/ACmix): top-1 78.0, 13 M and 2.0 G.
 Not yet run to the end here.
 
-The architecture is our reading, see acmix_jax/models/pvt.py.
+The architecture is our reading, see acmix_jax/models/backbones/pvt.py.
 
 python main.py --config=configs/pvt_tiny_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.pvt_imagenet('pvt_tiny_acmix')
+  return imagenet.pvt('pvt_tiny_acmix', stage_sizes=(2, 2, 2, 2))

@@ -8,9 +8,9 @@ python main.py --config=configs/resnet26.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.resnet_imagenet('resnet26')
+  return imagenet.resnet('resnet26', stage_sizes=(1, 2, 4, 1))

@@ -8,9 +8,9 @@ python main.py --config=configs/resnet26_attention.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.resnet_imagenet('resnet26_attention')
+  return imagenet.resnet('resnet26_attention', stage_sizes=(1, 2, 4, 1))

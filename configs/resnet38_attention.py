@@ -8,9 +8,9 @@ python main.py --config=configs/resnet38_attention.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.resnet_imagenet('resnet38_attention')
+  return imagenet.resnet('resnet38_attention', stage_sizes=(2, 3, 5, 2))

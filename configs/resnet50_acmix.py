@@ -8,9 +8,9 @@ python main.py --config=configs/resnet50_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.resnet_imagenet('resnet50_acmix')
+  return imagenet.resnet('resnet50_acmix', stage_sizes=(3, 4, 6, 3))

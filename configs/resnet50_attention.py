@@ -8,9 +8,9 @@ python main.py --config=configs/resnet50_attention.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.resnet_imagenet('resnet50_attention')
+  return imagenet.resnet('resnet50_attention', stage_sizes=(3, 4, 6, 3))

@@ -8,9 +8,9 @@ python main.py --config=configs/san10.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san10')
+  return imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))

@@ -4,15 +4,15 @@ r"""SAN-10 with ACmix on ImageNet-1k.
 Published (README of LeapLabTHU/ACmix): top-1 77.6, 12.1 M and 1.9 G.
 Not yet run to the end here.
 
-The architecture is our reading, see acmix_jax/models/san.py.
+The architecture is our reading, see acmix_jax/models/backbones/san.py.
 
 python main.py --config=configs/san10_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san10_acmix')
+  return imagenet.san('san10_acmix', stage_sizes=(2, 1, 2, 4, 1))

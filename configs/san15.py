@@ -8,9 +8,9 @@ python main.py --config=configs/san15.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san15')
+  return imagenet.san('san15', stage_sizes=(3, 2, 3, 5, 2))

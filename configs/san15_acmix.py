@@ -4,15 +4,15 @@ r"""SAN-15 with ACmix on ImageNet-1k.
 Published (README of LeapLabTHU/ACmix): top-1 78.4, 16.6 M and 2.7 G.
 Not yet run to the end here.
 
-The architecture is our reading, see acmix_jax/models/san.py.
+The architecture is our reading, see acmix_jax/models/backbones/san.py.
 
 python main.py --config=configs/san15_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san15_acmix')
+  return imagenet.san('san15_acmix', stage_sizes=(3, 2, 3, 5, 2))

@@ -8,9 +8,9 @@ python main.py --config=configs/san19.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san19')
+  return imagenet.san('san19', stage_sizes=(3, 3, 4, 6, 3))

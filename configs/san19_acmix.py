@@ -4,15 +4,15 @@ r"""SAN-19 with ACmix on ImageNet-1k.
 Published (README of LeapLabTHU/ACmix): top-1 78.7, 21.2 M and 3.4 G.
 Not yet run to the end here.
 
-The architecture is our reading, see acmix_jax/models/san.py.
+The architecture is our reading, see acmix_jax/models/backbones/san.py.
 
 python main.py --config=configs/san19_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.san_imagenet('san19_acmix')
+  return imagenet.san('san19_acmix', stage_sizes=(3, 3, 4, 6, 3))

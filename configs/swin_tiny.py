@@ -8,9 +8,9 @@ python main.py --config=configs/swin_tiny.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.swin_imagenet('swin_tiny', drop_path=0.2)
+  return imagenet.swin('swin_tiny', stage_sizes=(2, 2, 6, 2), drop_path=0.2)

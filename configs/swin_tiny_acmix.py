@@ -8,9 +8,11 @@ python main.py --config=configs/swin_tiny_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import common
+from configs import imagenet
 
 
 def get_config():
   """The recipe."""
-  return common.swin_imagenet('swin_tiny_acmix', drop_path=0.2)
+  return imagenet.swin(
+    'swin_tiny_acmix', stage_sizes=(2, 2, 6, 2), drop_path=0.2
+  )

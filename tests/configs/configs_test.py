@@ -47,7 +47,7 @@ PARAMETERS = {
 
 def _names():
   names = {path.stem for path in CONFIGS.glob('*.py')}
-  return sorted(names - {'common', '__init__'})
+  return sorted(names - {'common', 'imagenet', '__init__'})
 
 
 def _config(name):

@@ -10,7 +10,7 @@ import pytest
 
 from acmix_jax import models
 from acmix_jax.train import optim
-from configs import common
+from configs import imagenet
 
 PER_EPOCH = 10
 
@@ -36,8 +36,8 @@ def timm_rate(step, total, warmup):
 @pytest.mark.parametrize(
   'config, warmup_epochs',
   [
-    (common.pvt_imagenet('pvt_tiny'), 5),
-    (common.swin_imagenet('swin_tiny', drop_path=0.2), 20),
+    (imagenet.pvt('pvt_tiny', stage_sizes=(2, 2, 2, 2)), 5),
+    (imagenet.swin('swin_tiny', stage_sizes=(2, 2, 6, 2), drop_path=0.2), 20),
   ],
   ids=['pvt', 'swin'],
 )
@@ -57,7 +57,7 @@ def test_transformers_have_the_rates_of_timm(config, warmup_epochs):
 
 
 def test_san_follows_a_cosine_to_zero_without_warmup():
-  config = common.san_imagenet('san10')
+  config = imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))
   assert config.train.num_epochs == 100
   epochs = np.arange(101)
   # torch's CosineAnnealingLR with T_max = 100.
@@ -124,9 +124,9 @@ def test_acmix_trains_as_its_baseline():
 
 
 def test_recipes_have_the_augmentation_of_their_sources():
-  resnet = common.resnet_imagenet('resnet50')
-  san = common.san_imagenet('san10')
-  pvt = common.pvt_imagenet('pvt_tiny')
+  resnet = imagenet.resnet('resnet50', stage_sizes=(3, 4, 6, 3))
+  san = imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))
+  pvt = imagenet.pvt('pvt_tiny', stage_sizes=(2, 2, 2, 2))
   tiny = importlib.import_module('configs.swin_tiny').get_config()
   small = importlib.import_module('configs.swin_small').get_config()
   for config in (resnet, san):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from acmix_jax import models
 from acmix_jax.tasks import batch_augment, classification
-from configs import common
+from configs import imagenet
 
 KEYS = jax.random.split(jax.random.key(0), 1000)
 
@@ -232,7 +232,7 @@ class Linear(nn.Module):
 
 def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
   monkeypatch.setattr(models, 'create_model', lambda **fields: Linear())
-  config = common.pvt_imagenet('pvt_tiny')
+  config = imagenet.pvt('pvt_tiny', stage_sizes=(2, 2, 2, 2))
   config.model.num_classes = 10
   task = classification.Classification(config)
   rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from orbax import checkpoint as ocp
 from acmix_jax import models, weights
 from acmix_jax.train import loop, metrics_window, preemption
 from acmix_jax.train import mesh as mesh_lib
-from configs import common, digits_acmix
+from configs import digits_acmix, imagenet
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def _tiny_model(monkeypatch):
 
 
 def _config(**train):
-  config = common.resnet_imagenet('tiny')
+  config = imagenet.resnet('tiny', stage_sizes=())
   config.model.num_classes = 10
   config.data.name = 'digits'
   config.data.image_size = config.data.eval_resize = 8

@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from acmix_jax.train import optim
-from configs import common
+from configs import imagenet
 
 
 def _optim(**changes):
-  config = common.resnet_imagenet('resnet50').optim
+  config = imagenet.resnet('resnet50', stage_sizes=(3, 4, 6, 3)).optim
   config.update(changes)
   return config.lock()
 
