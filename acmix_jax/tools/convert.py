@@ -1,27 +1,25 @@
-r"""Converts official PyTorch weights into a file of this project.
+r"""Converts official PyTorch weights into a file for `acmix_jax.load_weights`.
 
     python -m acmix_jax.tools.convert resnet50 resnet50.pth resnet50.safetensors
     python -m acmix_jax.tools.convert swin_tiny IN OUT --num_classes=21841
 
-IN is a .pth file, for which PyTorch is needed (pip install 'acmix-jax[torch]'),
-or a .safetensors file with the official names, for which it is not. Training
-starts from OUT with --config.init_from=OUT; elsewhere `acmix_jax.load_weights`
-reads it. Other fields of the model that differ from its defaults are given as
---FIELD=VALUE.
+IN is a .safetensors file with the official names, or a .pth file; the latter
+needs PyTorch (pip install 'acmix-jax[torch]'). Training starts from OUT with
+--config.init_from=OUT. Fields of the model that differ from its defaults are
+given as --FIELD=VALUE.
 """
 
 import argparse
 import ast
+import logging
 import pathlib
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
-
 from acmix_jax import models, weights
+from acmix_jax.weights import files
 
 
 def read(path: pathlib.Path) -> Mapping[str, Any]:
@@ -38,10 +36,7 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
       be read safely.
   """
   if path.suffix == '.safetensors':
-    try:
-      return safetensors.load_file(path)
-    except SafetensorError as error:
-      raise ValueError(f'{path} is no .safetensors file: {error}.') from error
+    return files.read_arrays(path)
   try:
     import torch
   except ModuleNotFoundError as error:
@@ -65,7 +60,7 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
 def convert(
   name: str, source: pathlib.Path, target: pathlib.Path, **overrides: Any
 ) -> None:
-  """Converts a file; see the module.
+  """Converts the weights in a file.
 
   Args:
     name: one of `acmix_jax.list_models()`.
@@ -127,4 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  # What was taken off the state dict: prefixes, and what was saved around it.
+  logging.basicConfig(format='convert: %(message)s')
+  logging.getLogger('acmix_jax').setLevel(logging.INFO)
   sys.exit(main())

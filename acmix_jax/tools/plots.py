@@ -2,10 +2,10 @@ r"""Draws a training: its curves, and the path weights of its ACmix layers.
 
     python -m acmix_jax.tools.plots WORKDIR [--out=DIR]
 
-From WORKDIR/metrics.jsonl come curves.png (loss, accuracy, learning rate) and,
-of a model with ACmix, path_weights.png: |alpha|, |beta| and their ratio in each
-layer at the last step, as in the paper's figure, and over the steps.
-Matplotlib is needed: pip install 'acmix-jax[plots]'.
+Reads WORKDIR/metrics.jsonl and writes curves.png (loss, accuracy, learning
+rate) and, for a model with ACmix, path_weights.png: |alpha|, |beta| and their
+ratio in each layer, at the last step as in the paper's figure and over the
+steps. Matplotlib is needed: pip install 'acmix-jax[plots]'.
 """
 
 import argparse
@@ -25,13 +25,13 @@ _ALPHA = re.compile(r'params/(.+)/alpha')
 
 
 def read_series(workdir: pathlib.Path) -> Series:
-  """The (step, value) pairs of each name of metrics.jsonl, in its order.
+  """Reads the (step, value) pairs of each metric, in the order of the file.
 
   A value that was not finite is nan. A last line that was cut off is skipped.
 
   Raises:
     FileNotFoundError: the workdir has no metrics.jsonl.
-    ValueError: there are no figures in it.
+    ValueError: the file holds no metrics.
   """
   series: Series = {}
   for line in (workdir / 'metrics.jsonl').read_text().splitlines():
@@ -44,32 +44,32 @@ def read_series(workdir: pathlib.Path) -> Series:
       value = math.nan if value is None else value
       series.setdefault(name, []).append((step, value))
   if not series:
-    raise ValueError(f'{workdir / "metrics.jsonl"} holds no figures yet.')
+    raise ValueError(f'{workdir / "metrics.jsonl"} holds no metrics yet.')
   return series
 
 
 def path_weights(
   series: Series,
 ) -> tuple[list[str], list[int], dict[str, np.ndarray]]:
-  """The path weights of the ACmix layers.
+  """Collects the path weights of the ACmix layers.
 
-  Layers are sorted by path with its numbers as numbers, which is their depth:
-  stage1_2 is before stage1_10.
+  Layers are in the order of their depth: their paths are sorted with numbers as
+  numbers, stage1_2 before stage1_10.
 
   Returns:
-    The layers, the steps, and the weights |alpha|, |beta| and |alpha / beta|,
-    each [layers, steps]. Without ACmix there are no layers and steps.
+    The layers' paths, the steps, and |alpha|, |beta| and |alpha / beta|, each
+    [layers, steps]. Without ACmix there are no layers and no steps.
   """
   names = sorted(filter(_ALPHA.fullmatch, series), key=_numbered)
   layers = [_ALPHA.fullmatch(name)[1] for name in names]
   steps = [step for step, _ in series[names[0]]] if names else []
 
-  def values(rate):
-    paths = [f'params/{layer}/{rate}' for layer in layers]
-    found = [[value for _, value in series[path]] for path in paths]
-    return np.abs(np.reshape(found, (len(layers), len(steps))))
+  def absolute(weight):
+    paths = [f'params/{layer}/{weight}' for layer in layers]
+    values = [[value for _, value in series[path]] for path in paths]
+    return np.abs(np.reshape(values, (len(layers), len(steps))))
 
-  alpha, beta = values('alpha'), values('beta')
+  alpha, beta = absolute('alpha'), absolute('beta')
   with np.errstate(divide='ignore', invalid='ignore'):
     ratio = alpha / beta
   weights = {'|alpha|': alpha, '|beta|': beta, '|alpha / beta|': ratio}
@@ -83,10 +83,10 @@ def _numbered(name: str) -> list:
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
-  """Writes the figures of a workdir to a folder.
+  """Draws the figures of a workdir into a folder.
 
   Returns:
-    The files: curves.png, and path_weights.png of a model with ACmix.
+    The files: curves.png and, for a model with ACmix, path_weights.png.
 
   Raises:
     FileNotFoundError: the workdir has no metrics.jsonl.
@@ -106,7 +106,7 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
 
 def _new_figure(rows: int, columns: int) -> tuple[Any, Any]:
   try:
-    # Without pyplot no display is looked for, and no figure stays in memory.
+    # Not pyplot, which looks for a display and keeps every figure in memory.
     from matplotlib import figure
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -117,7 +117,7 @@ def _new_figure(rows: int, columns: int) -> tuple[Any, Any]:
 
 
 def draw_curves(series: Series) -> Any:
-  """A Matplotlib figure of loss, accuracy and learning rate."""
+  """Draws loss, accuracy and learning rate as a Matplotlib figure."""
   panels = {
     'loss': ['train/loss', 'eval/loss'],
     'accuracy': [
@@ -140,9 +140,10 @@ def draw_curves(series: Series) -> Any:
 
 
 def draw_path_weights(steps: list[int], weights: dict[str, np.ndarray]) -> Any:
-  """A Matplotlib figure of the results of `path_weights`.
+  """Draws the results of `path_weights` as a Matplotlib figure.
 
-  Above, over the depth at the last step; below, of each layer over the steps.
+  The upper row shows the weights at the last step over the depth, the lower row
+  those of each layer over the steps.
   """
   figure, panels = _new_figure(2, len(weights))
   for (title, values), (over_depth, over_steps) in zip(
@@ -152,8 +153,8 @@ def draw_path_weights(steps: list[int], weights: dict[str, np.ndarray]) -> Any:
     over_depth.plot(depth, values[:, -1], marker='o')
     over_depth.set(title=f'{title} at step {steps[-1]}', xlabel='ACmix layer')
     over_depth.locator_params(axis='x', integer=True)
-    for of_layer, colour in zip(values, depth / len(values), strict=True):
-      over_steps.plot(steps, of_layer, color=(colour, 0.2, 0.6))
+    for layer, red in zip(values, depth / len(values), strict=True):
+      over_steps.plot(steps, layer, color=(red, 0.2, 0.6))
     over_steps.set(title=f'{title}, deeper layers redder', xlabel='step')
   for axis in panels[:, -1]:
     axis.set_yscale('log')

@@ -104,11 +104,21 @@ def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
   temporary.replace(path)
 
 
-def _load_file(path):
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the arrays of a .safetensors file by their names.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is of another format.
+  """
   try:
-    flat = safetensors.load_file(path)
+    return safetensors.load_file(path)
   except SafetensorError as error:
     raise ValueError(f'{path} is no .safetensors file: {error}.') from error
+
+
+def _load_file(path):
+  flat = read_arrays(path)
   if not any(name.startswith('params/') for name in flat):
     raise ValueError(
       f'{path} holds no variables of a model: of its {len(flat)} names, e.g. '

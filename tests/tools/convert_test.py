@@ -1,4 +1,4 @@
-"""Official weights as files of this project."""
+"""Official weights as files for `load_weights`."""
 
 import json
 import pathlib

@@ -9,7 +9,7 @@ import pytest
 
 from acmix_jax.tools import plots
 
-_LAYERS = ['stage1_2/mix', 'stage1_10/mix', 'stage2_0/mix']
+_LAYERS = ['stage1_2/operator', 'stage1_10/operator', 'stage2_0/operator']
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def workdir(tmp_path):
   return tmp_path
 
 
-def test_series_are_the_figures_written(workdir):
+def test_series_are_the_metrics_written(workdir):
   series = plots.read_series(workdir)
   assert series['train/top1'] == [(10, 0.1), (20, 0.2)]
   assert series['eval/top1'] == [(20, 0.25)]
@@ -64,7 +64,7 @@ def test_figures_show_the_series(workdir, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
-def test_lines_hold_the_figures(workdir):
+def test_lines_hold_the_metrics(workdir):
   series = plots.read_series(workdir)
   loss, accuracy, rate = plots.draw_curves(series).axes
   lines = {
@@ -83,7 +83,7 @@ def test_lines_hold_the_figures(workdir):
 
 
 def test_without_acmix_only_curves_are_drawn(tmp_path):
-  line = {'step': 1, 'train/loss': 1.0, 'params/mix/alpha_like': 2.0}
+  line = {'step': 1, 'train/loss': 1.0, 'params/operator/alpha_like': 2.0}
   (tmp_path / 'metrics.jsonl').write_text(json.dumps(line))
   assert plots.draw(tmp_path, tmp_path) == [tmp_path / 'curves.png']
 
@@ -93,4 +93,4 @@ def test_nothing_to_draw_is_answered(tmp_path, capsys):
   assert 'metrics.jsonl' in capsys.readouterr().err
   (tmp_path / 'metrics.jsonl').touch()
   assert plots.main([str(tmp_path)]) == 2
-  assert 'holds no figures yet' in capsys.readouterr().err
+  assert 'holds no metrics yet' in capsys.readouterr().err
