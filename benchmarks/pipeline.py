@@ -25,6 +25,7 @@ from sklearn import datasets
 
 from acmix_jax.data import pipeline, sources, transforms
 from acmix_jax.data.builders import imagenet
+from acmix_jax.data.transforms import classification
 from benchmarks import harness
 
 # Width and height in pixels; the means are those of ImageNet, 472 x 397.
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   else:
     stored = make_files(args.images)
   files = {'as stored': stored, '256 px copy': make_copy(stored, args.images)}
-  transform = transforms.train_transform(data)
+  transform = classification.train_transform(data)
   runs = {
     (name, threads): functools.partial(
       measure, source, transform, threads, args.turn_seconds

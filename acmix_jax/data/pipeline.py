@@ -6,6 +6,7 @@ Hence the step is all that a checkpoint must know to continue it.
 """
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,9 +17,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from acmix_jax.data import decode, sources, transforms
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -70,7 +73,7 @@ class Batches:
     batch = next(self._iterator)
     for index, message in batch.pop('damaged'):
       if index not in self._damaged:
-        logging.warning('Damaged image, left out: %s', message)
+        logger.warning('Damaged image, left out: %s', message)
         self._damaged[index] = message
     if self.damaged > self._max_damaged:
       self.close()

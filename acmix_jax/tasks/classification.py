@@ -10,7 +10,8 @@ import numpy as np
 from clu import metrics
 
 from acmix_jax import models
-from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.data import pipeline, sources
+from acmix_jax.data.transforms import classification as transforms
 from acmix_jax.tasks import batch_augment
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from acmix_jax.data import transforms
-from acmix_jax.data.transforms import randaugment
+from acmix_jax.data.transforms import classification, randaugment
 from tests import fake_data
 
 FILTERS = {'bilinear': Image.BILINEAR, 'bicubic': Image.BICUBIC}
@@ -151,22 +151,26 @@ def test_transforms_of_a_config():
     }
   )
   image = fake_data.picture(5)
-  assert apply(transforms.train_transform(config), image).shape == (16, 16, 3)
-  crop_and_flip = transforms.train_transform(config).transforms
+  assert apply(classification.train_transform(config), image).shape == (
+    16,
+    16,
+    3,
+  )
+  crop_and_flip = classification.train_transform(config).transforms
   config.randaugment_operations = 3
-  *others, last = transforms.train_transform(config).transforms
+  *others, last = classification.train_transform(config).transforms
   assert tuple(others) == crop_and_flip
   assert last == randaugment.RandAugment(
     3, 7.0, 0.25, fill=(124, 116, 104), interpolation='bicubic'
   )
   resized = Image.fromarray(image).resize((25, 20), Image.BICUBIC)
   np.testing.assert_array_equal(
-    apply(transforms.eval_transform(config), image),
+    apply(classification.eval_transform(config), image),
     np.array(resized)[2:18, 4:20],
   )
   config.eval_resize = 15
   with pytest.raises(ValueError, match='eval_resize=15 is less than'):
-    transforms.eval_transform(config)
+    classification.eval_transform(config)
 
 
 @pytest.mark.parametrize(
