@@ -102,12 +102,12 @@ class Classification:
       )
     augment = config.augment
     self._erase = batch_augment.RandomErasing(augment.erasing_probability)
-    self._mix = batch_augment.Mixing(
+    self._mixup_cutmix = batch_augment.MixupCutmix(
       augment.mixup_alpha,
       augment.cutmix_alpha,
-      augment.mix_probability,
-      augment.switch_probability,
-      augment.mix_group_size,
+      augment.mixup_probability,
+      augment.mixup_switch_probability,
+      augment.mixup_group_size,
     )
 
   def _source(self, split: str) -> sources.Source:
@@ -190,10 +190,10 @@ class Classification:
   def loss(self, params, model_state, batch, rng):
     """See `tasks.Task`.
 
-    Metrics are 'top1' and 'top5' of the batch; of a mixed image the class with
-    the greater share counts.
+    Metrics are 'top1' and 'top5' of the batch; of a blended image the class
+    with the greater share counts.
     """
-    dropout_key, erasing_key, mixing_key = jax.random.split(rng, 3)
+    dropout_key, erasing_key, mixup_key = jax.random.split(rng, 3)
     targets = smooth_labels(
       batch['label'],
       self.config.model.num_classes,
@@ -201,7 +201,7 @@ class Classification:
       self.config.loss.smooth_over,
     )
     images = self._erase(erasing_key, self._normalize(batch['image']))
-    images, targets = self._mix(mixing_key, images, targets)
+    images, targets = self._mixup_cutmix(mixup_key, images, targets)
     logits, model_state = self.model.apply(
       {'params': params, **model_state},
       images,
