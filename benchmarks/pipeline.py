@@ -43,11 +43,10 @@ _HEADER = (
 )
 
 
-class Files:
+class Files(sources.LabelledImages):
   """A source of encoded images in memory."""
 
   class_names = ('photograph',)
-  num_classes = 1
 
   def __init__(self, images: Sequence[bytes]):
     self._images = images
@@ -56,7 +55,8 @@ class Files:
     return len(self._images)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return {'image': self._images[index], 'label': 0, 'name': f'file {index}'}
+    image, label = self._images[index], np.int32(0)
+    return {'image': image, 'label': label, 'name': f'file {index}'}
 
 
 def make_files(count: int) -> Files:

@@ -6,6 +6,7 @@ Hence the step is all that a checkpoint must know to continue it.
 """
 
 import dataclasses
+import itertools
 import logging
 import multiprocessing
 import os
@@ -13,7 +14,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
@@ -24,6 +24,8 @@ from acmix_jax.data import decode, sources, transforms
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+# An example, and what was found damaged on the way: messages by index.
+_Loaded = tuple[transforms.Example, dict[int, str]]
 
 _NAMES_IN_ERROR = 20
 
@@ -49,8 +51,8 @@ class TooManyDamagedError(RuntimeError):
 class Batches:
   """Iterator over batches; call `close()` to stop its threads and processes.
 
-  A batch holds the example's keys stacked, among them `image` (uint8
-  [b, h, w, 3]), `label` (int32 [b]) and `mask` (bool [b]).
+  A batch holds the keys of its examples, stacked, and `mask`, bool [b]: False
+  where a blank stands in for an example.
 
   Raises (from next()):
     TooManyDamagedError: see `train_batches`.
@@ -70,8 +72,8 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
-    batch = next(self._iterator)
-    for index, message in batch.pop('damaged'):
+    batch, damaged = next(self._iterator)
+    for index, message in damaged.items():
       if index not in self._damaged:
         logger.warning('Damaged image, left out: %s', message)
         self._damaged[index] = message
@@ -167,7 +169,7 @@ def eval_batches(
   Args and Raises: as for `train_batches`.
   """
   _check_arguments(source, batch_size, process_index, process_count)
-  load = _LoadOrMask(source, transform)
+  load = _LoadOrBlank(source, transform)
   padded_length = -(-len(source) // batch_size) * batch_size
   examples = grain.MapDataset.range(padded_length).random_map(load, seed=0)
   share = examples[process_index::process_count]
@@ -217,13 +219,12 @@ class _LoadOrReplace:
   transform: transforms.Transform
   max_damaged: int
 
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+  def __call__(self, index: int, rng: np.random.Generator) -> _Loaded:
     damaged = {}
     for offset in range(len(self.source)):
       candidate = (index + offset) % len(self.source)
       try:
-        example = _read(self.source, candidate)
-        return _finish(self.transform(example, rng), True, damaged)
+        return _load(self.source, candidate, self.transform, rng), damaged
       except decode.DecodeError as error:
         damaged[candidate] = str(error)
         if len(damaged) > self.max_damaged:
@@ -232,26 +233,31 @@ class _LoadOrReplace:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadOrMask:
+class _LoadOrBlank:
   """Loads an example, or a blank one past the end or where it is damaged."""
 
   source: sources.Source
   transform: transforms.Transform
 
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+  def __call__(self, index: int, rng: np.random.Generator) -> _Loaded:
     damaged = {}
     if index < len(self.source):
       try:
-        example = _read(self.source, index)
-        return _finish(self.transform(example, rng), True, damaged)
+        return _load(self.source, index, self.transform, rng), damaged
       except decode.DecodeError as error:
         damaged[index] = str(error)
-    blank = {'image': np.zeros((1, 1, 3), np.uint8), 'label': 0}
-    return _finish(self.transform(blank, rng), False, damaged)
+    blank = dict(self.source.blank(min(index, len(self.source) - 1)))
+    blank.pop('name', None)
+    return {**self.transform(blank, rng), 'mask': np.bool_(False)}, damaged
 
 
-def _read(source: sources.Source, index: int) -> transforms.Example:
-  """Reads and decodes one example, without its name.
+def _load(
+  source: sources.Source,
+  index: int,
+  transform: transforms.Transform,
+  rng: np.random.Generator,
+) -> transforms.Example:
+  """Reads and transforms one example; adds its mask and leaves its name out.
 
   Raises:
     DecodeError: it cannot be read or decoded; the message begins with its name.
@@ -261,33 +267,31 @@ def _read(source: sources.Source, index: int) -> transforms.Example:
   except OSError as error:
     raise decode.DecodeError(str(error)) from error
   name = example.pop('name')
-  if isinstance(example['image'], bytes):
-    try:
-      example['image'] = decode.decode(example['image'])
-    except decode.DecodeError as error:
-      raise decode.DecodeError(f'{name}: {error}') from error
-  return example
+  try:
+    return {**transform(example, rng), 'mask': np.bool_(True)}
+  except decode.DecodeError as error:
+    raise decode.DecodeError(f'{name}: {error}') from error
 
 
-def _finish(
-  example: transforms.Example, mask: bool, damaged: dict[int, str]
-) -> dict[str, Any]:
-  return {
-    **example,
-    'label': np.int32(example['label']),
-    'mask': np.bool_(mask),
-    'damaged': damaged,
-  }
+def _stack(loaded: Sequence[_Loaded]) -> tuple[Batch, dict[int, str]]:
+  """Stacks examples, and joins what was damaged.
 
-
-def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  damaged = [
-    item for example in examples for item in example.pop('damaged').items()
-  ]
-  batch = {
-    key: np.stack([example[key] for example in examples]) for key in examples[0]
-  }
-  return {**batch, 'damaged': damaged}
+  Raises:
+    ValueError: the examples differ in their keys, or in the shapes of one.
+  """
+  examples, damaged = zip(*loaded, strict=True)
+  batch = {}
+  for key in dict.fromkeys(itertools.chain(*examples)):
+    values = [example[key] for example in examples if key in example]
+    shapes = {np.shape(value) for value in values}
+    if len(values) < len(examples) or len(shapes) > 1:
+      raise ValueError(
+        f'{key!r} is in {len(values)} of the {len(examples)} examples of a '
+        f'batch, in the shapes {sorted(shapes)}. The source (with its blanks) '
+        'and the transform must give all examples the same keys and shapes.'
+      )
+    batch[key] = np.stack(values)
+  return batch, {key: text for found in damaged for key, text in found.items()}
 
 
 def _prefetch(

@@ -110,7 +110,7 @@ class Classification:
       augment.mixup_group_size,
     )
 
-  def _source(self, split: str) -> sources.Source:
+  def _source(self, split: str) -> sources.LabelledImages:
     data, num_classes = self.config.data, self.config.model.num_classes
     source = sources.make_source(data, split)
     if source.num_classes != num_classes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -14,15 +15,16 @@ import pytest
 from acmix_jax.data import decode, pipeline, sources, transforms
 from tests import fake_data
 
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class Numbers(sources.LabelledImages):
   """Images of one pixel, which is their index; some cannot be read."""
 
   length: int
   damaged: tuple[int, ...] = ()
   class_names = ('0', '1', '2')
-  num_classes = 3
 
   def __len__(self):
     return self.length
@@ -31,7 +33,8 @@ class Numbers:
     if index in self.damaged:
       return {'image': b'damaged', 'label': 0, 'name': f'number{index}'}
     image = np.full((1, 1, 3), index, np.uint8)
-    return {'image': image, 'label': index % 3, 'name': f'number{index}'}
+    label = np.int32(index % 3)
+    return {'image': image, 'label': label, 'name': f'number{index}'}
 
 
 def add_noise(example, rng):
@@ -41,9 +44,8 @@ def add_noise(example, rng):
   return {**example, 'image': image}
 
 
-def keep(example, rng):
-  del rng
-  return example
+KEEP = transforms.Decode()
+NOISE = transforms.Compose((transforms.Decode(), add_noise))
 
 
 def take(batches, count):
@@ -54,7 +56,7 @@ def take(batches, count):
 
 def train(source, count, *, batch_size=8, seed=5, **kwargs):
   batches = pipeline.train_batches(
-    source, add_noise, batch_size=batch_size, seed=seed, **kwargs
+    source, NOISE, batch_size=batch_size, seed=seed, **kwargs
   )
   return take(batches, count)
 
@@ -168,7 +170,7 @@ def test_processes_share_the_same_global_batches(process_count):
 
 
 def test_closed_batches_are_at_their_end():
-  batches = pipeline.train_batches(Numbers(20), keep, batch_size=8, seed=0)
+  batches = pipeline.train_batches(Numbers(20), KEEP, batch_size=8, seed=0)
   next(batches)
   batches.close()
   batches.close()
@@ -176,7 +178,7 @@ def test_closed_batches_are_at_their_end():
 
 
 def evaluate(source, **kwargs):
-  batches = pipeline.eval_batches(source, keep, **kwargs)
+  batches = pipeline.eval_batches(source, KEEP, **kwargs)
   result = list(batches)
   damaged = batches.damaged
   batches.close()
@@ -216,7 +218,7 @@ def test_damaged_image_is_replaced_by_the_next_in_training():
 
 def test_damaged_images_are_logged_and_counted_once(caplog):
   batches = pipeline.train_batches(
-    Numbers(8, damaged=(3, 6)), keep, batch_size=8, seed=0
+    Numbers(8, damaged=(3, 6)), KEEP, batch_size=8, seed=0
   )
   assert batches.damaged == 0
   for _ in range(3):
@@ -238,10 +240,51 @@ def test_damaged_image_is_masked_in_evaluation():
   assert damaged == 1
 
 
+class Marked(Numbers):
+  """Numbers with a mark; of a blank it is minus the index."""
+
+  def __getitem__(self, index):
+    return {**super().__getitem__(index), 'mark': np.float32(index)}
+
+  def blank(self, index):
+    return {**super().blank(index), 'mark': np.float32(-index)}
+
+
+def test_source_makes_the_blanks_and_no_key_is_lost():
+  (batch,), _ = evaluate(Marked(6, damaged=(2,)), batch_size=8)
+  np.testing.assert_array_equal(batch['mark'], [0, 1, -2, 3, 4, 5, -5, -5])
+  np.testing.assert_array_equal(batch['mask'], [1, 1, 0, 1, 1, 1, 0, 0])
+
+
+class MarkedWithoutBlanks(Marked):
+  """The blanks lack the mark."""
+
+  blank = Numbers.blank
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_keys_that_differ_within_a_batch_are_an_error(threads):
+  with pytest.raises(ValueError, match="'mark' is in 6 of the 8 examples"):
+    evaluate(MarkedWithoutBlanks(6), batch_size=8, threads=threads)
+
+
+def test_shapes_that_differ_within_a_batch_are_an_error():
+  def grow(example, rng):
+    del rng
+    index = example['image'][0, 0, 0]
+    return {**example, 'image': np.zeros((1, 1 + index % 2, 3), np.uint8)}
+
+  batches = pipeline.eval_batches(Numbers(4), grow, batch_size=4)
+  with pytest.raises(
+    ValueError, match=r"'image' .* \[\(1, 1, 3\), \(1, 2, 3\)"
+  ):
+    next(batches)
+
+
 def test_too_many_damaged_images_stop_the_run():
   batches = pipeline.train_batches(
     Numbers(16, damaged=(1, 7, 12)),
-    keep,
+    KEEP,
     batch_size=16,
     seed=0,
     max_damaged=2,
@@ -277,7 +320,7 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
   missing = tmp_path / 'val' / 'cat' / '002.jpg'
   missing.unlink()
   resize = transforms.Compose(
-    (transforms.ResizeShort(20), transforms.CenterCrop(16))
+    (transforms.Decode(), transforms.ResizeShort(20), transforms.CenterCrop(16))
   )
   batches = pipeline.eval_batches(source, resize, batch_size=6, max_damaged=1)
   first = next(batches)
@@ -305,7 +348,7 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
 )
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.train_batches(Numbers(20), keep, seed=0, **arguments)
+    pipeline.train_batches(Numbers(20), KEEP, seed=0, **arguments)
 
 
 def test_empty_source_is_an_error():
@@ -317,7 +360,7 @@ def test_workers_give_the_same_stream_and_end_with_close():
   expected = train(Numbers(20, damaged=(4,)), 5)
   children = set(psutil.Process().children(recursive=True))
   batches = pipeline.train_batches(
-    Numbers(20, damaged=(4,)), add_noise, batch_size=8, seed=5, workers=2
+    Numbers(20, damaged=(4,)), NOISE, batch_size=8, seed=5, workers=2
   )
   result = [next(batches) for _ in range(5)]
   processes = set(psutil.Process().children(recursive=True)) - children
@@ -343,7 +386,7 @@ MAIN = """
     if __name__ == '__main__':
       batches = pipeline.train_batches(
         sources.Folder(sys.argv[1], 'train'),
-        transforms.RandomFlip(),
+        transforms.Compose((transforms.Decode(), transforms.RandomFlip())),
         batch_size=8,
         seed=0,
         workers=2,
@@ -357,10 +400,9 @@ def test_no_worker_outlives_the_main_process(tmp_path):
   data = fake_data.write_class_folders(tmp_path / 'data')
   script = tmp_path / 'main.py'
   script.write_text(textwrap.dedent(MAIN))
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   with subprocess.Popen(
     [sys.executable, str(script), str(data)],
-    env=os.environ | {'PYTHONPATH': root},
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
     stdout=subprocess.PIPE,
     text=True,
   ) as main:

@@ -1,8 +1,7 @@
 """Data sets: random access to examples, before decoding.
 
-A source opens its files when it is first read and can be pickled, so that it
-can be sent to worker processes. scikit-learn and TFDS take seconds to import,
-which every worker would spend again: only the sources that need them do.
+scikit-learn and TFDS take seconds to import, which every worker process would
+spend again: only the sources that need them do.
 """
 
 import ml_collections
@@ -11,9 +10,16 @@ from acmix_jax import lookup
 from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
-from acmix_jax.data.sources.source import Source
+from acmix_jax.data.sources.source import LabelledImages, Source
 
-__all__ = ['Digits', 'Folder', 'ImageNet', 'Source', 'make_source']
+__all__ = [
+  'Digits',
+  'Folder',
+  'ImageNet',
+  'LabelledImages',
+  'Source',
+  'make_source',
+]
 
 _SOURCES = {
   'digits': lambda config, split: Digits(split),
@@ -24,7 +30,7 @@ _SOURCES = {
 
 def make_source(
   config: ml_collections.ConfigDict, split: str
-) -> Digits | Folder | ImageNet:
+) -> LabelledImages:
   """Opens one split of the data set `config.name`, stored in `config.dir`.
 
   Args:

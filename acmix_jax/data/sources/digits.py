@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from acmix_jax.data.sources import splits
+from acmix_jax.data.sources import source, splits
 
 
-class Digits:
+class Digits(source.LabelledImages):
   """Handwritten digits, 8 x 8 pixels, part of the scikit-learn package.
 
   1,433 images for training and 364 for validation: of each class the first and
@@ -15,7 +15,6 @@ class Digits:
   """
 
   class_names = tuple(str(digit) for digit in range(10))
-  num_classes = 10
 
   def __init__(self, split: str):
     splits.check_split(split, 'digits')
@@ -35,6 +34,6 @@ class Digits:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return {
       'image': self._images[index],
-      'label': int(self._labels[index]),
+      'label': np.int32(self._labels[index]),
       'name': self._names[index],
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from acmix_jax.data.sources import splits
+from acmix_jax.data.sources import source, splits
 
 IMAGE_SUFFIXES = (
   '.jpg',
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (
 _VALIDATION_FOLDERS = ('validation', 'val', 'test')
 
 
-class Folder:
+class Folder(source.LabelledImages):
   """Image files in one folder for each class.
 
   Either DIR/train/CLASS/... and DIR/validation/CLASS/... (or val, or test;
@@ -88,11 +88,6 @@ class Folder:
     self._files = [self._files[index] for index in indices]
     self._labels = self._labels[indices]
 
-  @property
-  def num_classes(self) -> int:
-    """Number of class folders."""
-    return len(self.class_names)
-
   def __len__(self) -> int:
     return len(self._files)
 
@@ -100,7 +95,7 @@ class Folder:
     path = os.path.join(self._root, self._files[index])
     with open(path, 'rb') as file:
       image = file.read()
-    return {'image': image, 'label': int(self._labels[index]), 'name': path}
+    return {'image': image, 'label': self._labels[index], 'name': path}
 
 
 def _split_folder(root: str, split: str) -> tuple[str, bool]:

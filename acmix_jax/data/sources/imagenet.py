@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from acmix_jax.data import decode
+from acmix_jax.data.sources import source
 
 
-class ImageNet:
+class ImageNet(source.LabelledImages):
   """ImageNet-1k as TFDS stores it, read without TensorFlow.
 
   Reads what `acmix_jax.tools.prepare` or TFDS's own `imagenet2012` wrote, in
@@ -50,11 +52,6 @@ class ImageNet:
         f'{", ".join(builder.info.splits) or "none"}.'
       ) from error
 
-  @property
-  def num_classes(self) -> int:
-    """Number of classes, 1000."""
-    return len(self.class_names)
-
   def __len__(self) -> int:
     return len(self._records)
 
@@ -67,7 +64,7 @@ class ImageNet:
       ) from error
     return {
       'image': record['image'],
-      'label': int(record['label']),
+      'label': np.int32(record['label']),
       'name': record['file_name'].decode(),
     }
 

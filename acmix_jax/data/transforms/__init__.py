@@ -1,8 +1,8 @@
 """Transforms of one example: `transform(example, rng) -> example`.
 
-An example is a dict with `image`, uint8 RGB [h, w, 3], and whatever belongs to
-it. A transform returns a new dict and leaves the keys it does not know as they
-are. Everything random comes from the `rng` that is passed in.
+An example is a dict with `image`, once decoded uint8 RGB [h, w, 3], and
+whatever belongs to it. A transform returns a new dict. Everything random comes
+from the `rng` that is passed in.
 """
 
 from acmix_jax.data.transforms.image import (
@@ -12,11 +12,17 @@ from acmix_jax.data.transforms.image import (
   ResizeShort,
 )
 from acmix_jax.data.transforms.randaugment import RandAugment
-from acmix_jax.data.transforms.transform import Compose, Example, Transform
+from acmix_jax.data.transforms.transform import (
+  Compose,
+  Decode,
+  Example,
+  Transform,
+)
 
 __all__ = [
   'CenterCrop',
   'Compose',
+  'Decode',
   'Example',
   'RandAugment',
   'RandomFlip',

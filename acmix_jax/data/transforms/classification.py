@@ -8,6 +8,7 @@ from acmix_jax.data.transforms import image, randaugment, transform
 def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   """The training transform of `config.data`: crop, flip and RandAugment."""
   steps = [
+    transform.Decode(),
     image.RandomResizedCrop(
       config.image_size,
       scale=tuple(config.crop_scale),
@@ -42,6 +43,7 @@ def eval_transform(config: ml_collections.ConfigDict) -> transform.Compose:
     )
   return transform.Compose(
     (
+      transform.Decode(),
       image.ResizeShort(config.eval_resize, interpolation=config.interpolation),
       image.CenterCrop(config.image_size),
     )

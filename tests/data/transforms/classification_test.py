@@ -10,7 +10,8 @@ from tests import fake_data
 
 
 def apply(transform, image):
-  return transform({'image': image}, np.random.default_rng(0))['image']
+  example = {'image': fake_data.encode(image, 'png')}
+  return transform(example, np.random.default_rng(0))['image']
 
 
 def test_transforms_of_a_config():
