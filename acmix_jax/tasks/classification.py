@@ -10,7 +10,7 @@ import numpy as np
 from clu import metrics
 
 from acmix_jax import models
-from acmix_jax.data import pipeline, sources
+from acmix_jax.data import order, pipeline, sources
 from acmix_jax.data.transforms import classification as transforms
 from acmix_jax.tasks import batch_augment
 
@@ -134,7 +134,9 @@ class Classification:
   @property
   def steps_per_epoch(self) -> int:
     """Whole batches in the training split, at least 1."""
-    return max(1, len(self._train_source) // self.config.train.batch_size)
+    return order.steps_per_epoch(
+      self._train_source, self.config.train.batch_size
+    )
 
   def train_data(self, start_step, process_index, process_count):
     """See `tasks.Task`."""

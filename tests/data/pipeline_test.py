@@ -137,7 +137,7 @@ def test_repeats_resume_and_are_shared_by_processes():
     for key, values in batch.items():
       for index in range(2):
         np.testing.assert_array_equal(
-          resumed[index][step][key], values[index::2]
+          resumed[index][step][key], np.split(values, 2)[index]
         )
 
 
@@ -155,18 +155,17 @@ def test_threads_do_not_change_the_stream(threads):
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_the_same_global_batches(process_count):
+def test_blocks_of_the_processes_make_up_the_same_global_batches(process_count):
   expected = train(Numbers(21), 6)
   shares = [
     train(Numbers(21), 6, process_index=index, process_count=process_count)
     for index in range(process_count)
   ]
-  for step, batch in enumerate(expected):
-    for key, values in batch.items():
-      for index in range(process_count):
-        np.testing.assert_array_equal(
-          shares[index][step][key], values[index::process_count]
-        )
+  joined = [
+    {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert_same(joined, expected)
 
 
 def test_closed_batches_are_at_their_end():
@@ -252,7 +251,7 @@ class Marked(Numbers):
 
 def test_source_makes_the_blanks_and_no_key_is_lost():
   (batch,), _ = evaluate(Marked(6, damaged=(2,)), batch_size=8)
-  np.testing.assert_array_equal(batch['mark'], [0, 1, -2, 3, 4, 5, -5, -5])
+  np.testing.assert_array_equal(batch['mark'], [0, 1, -2, 3, 4, 5, 0, -1])
   np.testing.assert_array_equal(batch['mask'], [1, 1, 0, 1, 1, 1, 0, 0])
 
 
@@ -334,6 +333,74 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
     next(batches)
   assert str(truncated) in str(error.value)
   assert str(missing) in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Numbers):
+  """Numbers on canvas 0, or on canvas 1 where they divide by 3."""
+
+  @property
+  def canvases(self):
+    return (np.arange(self.length) % 3 == 0).astype(np.int64)
+
+
+def is_on_second_canvas(batch):
+  (value,) = set(batch['image'][:, 0, 0, 0] % 3 == 0)
+  return value
+
+
+def test_canvases_are_the_same_on_all_processes_and_after_a_resume():
+  straight = train(Mixed(31), 20, batch_size=4)
+  kinds = [is_on_second_canvas(batch) for batch in straight]
+  assert 0 < sum(kinds) < 20
+  for index in range(2):
+    resumed = train(
+      Mixed(31),
+      13,
+      batch_size=4,
+      start_step=7,
+      process_index=index,
+      process_count=2,
+    )
+    assert_same(
+      resumed,
+      [
+        {key: np.split(values, 2)[index] for key, values in batch.items()}
+        for batch in straight[7:]
+      ],
+    )
+
+
+def test_damaged_image_is_replaced_by_the_next_of_its_canvas():
+  damaged = (6, 7, 30)
+  expected = indices(train(Mixed(31), 12, batch_size=4))
+  for index, other in ((6, 9), (7, 8), (30, 0)):
+    expected[expected == index] = other
+  got = indices(train(Mixed(31, damaged), 12, batch_size=4))
+  np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('process_count', [1, 2])
+def test_evaluation_pads_each_canvas(process_count):
+  shares = [
+    evaluate(
+      Mixed(31, damaged=(6,)),
+      batch_size=4,
+      process_index=index,
+      process_count=process_count,
+    )[0]
+    for index in range(process_count)
+  ]
+  # 20 images on canvas 0 and 11 on canvas 1.
+  assert {len(batches) for batches in shares} == {5 + 3}
+  seen = []
+  for parts in zip(*shares, strict=True):
+    numbers = np.concatenate(
+      [part['image'][part['mask'], 0, 0, 0] for part in parts]
+    )
+    assert len(set(numbers % 3 == 0)) == 1
+    seen.extend(numbers)
+  np.testing.assert_array_equal(np.sort(seen), np.delete(np.arange(31), 6))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,13 @@ class Source(Protocol):
 
   It opens its files when it is first read and can be pickled, so that it can be
   sent to worker processes.
+
+  Attributes:
+    canvases: int [n], the canvas of each example; examples of different ones
+      never share a batch. None: all examples share one.
   """
+
+  canvases: np.ndarray | None
 
   def __len__(self) -> int:
     """Number n of examples."""
@@ -31,12 +37,12 @@ class Source(Protocol):
     """An example that counts nothing, in place of example `index`.
 
     Returns:
-      The keys of example `index`; `name` is not needed.
+      The keys of example `index`, on the same canvas; `name` is not needed.
     """
 
 
 class LabelledImages:
-  """Base of the sources of images with one label each.
+  """Base of the sources of images with one label each; all share a canvas.
 
   The examples have `image`, `label` (int32) and `name`.
 
@@ -45,6 +51,7 @@ class LabelledImages:
   """
 
   class_names: tuple[str, ...]
+  canvases = None
 
   @property
   def num_classes(self) -> int:
