@@ -11,6 +11,7 @@ from acmix_jax.data.transforms.image import (
   RandomResizedCrop,
   ResizeShort,
 )
+from acmix_jax.data.transforms.pad import Pad
 from acmix_jax.data.transforms.randaugment import RandAugment
 from acmix_jax.data.transforms.transform import (
   Compose,
@@ -24,6 +25,7 @@ __all__ = [
   'Compose',
   'Decode',
   'Example',
+  'Pad',
   'RandAugment',
   'RandomFlip',
   'RandomResizedCrop',

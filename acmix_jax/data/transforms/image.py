@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from acmix_jax.data.transforms import geometric
 from acmix_jax.data.transforms.transform import Example
 
 _CV2_FILTERS = {'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
@@ -25,7 +26,7 @@ _CROP_ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(geometric.Geometric):
   """Crops a box of random area and aspect ratio and resizes it to a square.
 
   Source: "Going Deeper with Convolutions", section 6; the distribution of the
@@ -51,11 +52,11 @@ class RandomResizedCrop:
     _check_range('ratio', self.ratio)
     _check_interpolation(self.interpolation)
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    image = example['image']
-    top, left, height, width = self.sample_box(*image.shape[:2], rng)
-    crop = image[top : top + height, left : left + width]
-    return {**example, 'image': self._resize(crop)}
+  def place(
+    self, example: Example, rng: np.random.Generator
+  ) -> geometric.Placement:
+    box = self.sample_box(*example['image'].shape[:2], rng)
+    return geometric.Placement(box, (self.size, self.size))
 
   def sample_box(
     self, height: int, width: int, rng: np.random.Generator
@@ -78,16 +79,16 @@ class RandomResizedCrop:
     top, left = (height - box_height) // 2, (width - box_width) // 2
     return top, left, box_height, box_width
 
-  def _resize(self, crop: np.ndarray) -> np.ndarray:
-    size = (self.size, self.size)
-    if crop.shape[0] * crop.shape[1] >= 4 * self.size**2:
-      return cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
+  def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
     filter_ = _CV2_FILTERS[self.interpolation]
-    return cv2.resize(crop, size, interpolation=filter_)
+    if image.shape[0] * image.shape[1] >= 4 * height * width:
+      filter_ = cv2.INTER_AREA
+    return cv2.resize(image, (width, height), interpolation=filter_)
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomFlip:
+class RandomFlip(geometric.Geometric):
   """Mirrors left and right with the given probability."""
 
   probability: float = 0.5
@@ -98,14 +99,16 @@ class RandomFlip:
         f'RandomFlip: probability={self.probability} is not within 0..1.'
       )
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    if rng.random() >= self.probability:
-      return example
-    return {**example, 'image': cv2.flip(example['image'], 1)}
+  def place(
+    self, example: Example, rng: np.random.Generator
+  ) -> geometric.Placement:
+    size = example['image'].shape[:2]
+    mirrored = rng.random() < self.probability
+    return geometric.Placement((0, 0, *size), size, mirrored)
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeShort:
+class ResizeShort(geometric.Geometric):
   """Resizes the shorter side to `size`, antialiased, keeping the aspect ratio.
 
   The same pixels as torchvision's `Resize(size)` of a PIL image: the longer
@@ -119,19 +122,22 @@ class ResizeShort:
     _check_size(self.size)
     _check_interpolation(self.interpolation)
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+  def place(
+    self, example: Example, rng: np.random.Generator
+  ) -> geometric.Placement:
     del rng
-    image = example['image']
-    height, width = image.shape[:2]
+    height, width = example['image'].shape[:2]
     shorter = min(height, width)
-    size = (self.size * width // shorter, self.size * height // shorter)
+    size = (self.size * height // shorter, self.size * width // shorter)
+    return geometric.Placement((0, 0, height, width), size)
+
+  def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     filter_ = _PILLOW_FILTERS[self.interpolation]
-    resized = Image.fromarray(image).resize(size, filter_)
-    return {**example, 'image': np.array(resized)}
+    return np.array(Image.fromarray(image).resize(size[::-1], filter_))
 
 
 @dataclasses.dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(geometric.Geometric):
   """Cuts out the central square, placed as torchvision's `CenterCrop`.
 
   Raises:
@@ -143,10 +149,11 @@ class CenterCrop:
   def __post_init__(self):
     _check_size(self.size)
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+  def place(
+    self, example: Example, rng: np.random.Generator
+  ) -> geometric.Placement:
     del rng
-    image = example['image']
-    height, width = image.shape[:2]
+    height, width = example['image'].shape[:2]
     if min(height, width) < self.size:
       raise ValueError(
         f'CenterCrop: the image of {height}x{width} is smaller than '
@@ -154,8 +161,8 @@ class CenterCrop:
       )
     top = round((height - self.size) / 2)
     left = round((width - self.size) / 2)
-    crop = image[top : top + self.size, left : left + self.size]
-    return {**example, 'image': crop}
+    size = (self.size, self.size)
+    return geometric.Placement((top, left, *size), size)
 
 
 def _check_size(size: int) -> None:

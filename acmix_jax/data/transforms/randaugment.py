@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from acmix_jax.data.transforms import transform
+from acmix_jax.data.transforms.transform import Example
+
 GREATEST_MAGNITUDE = 10
 
 _FILTERS = {
@@ -96,8 +99,8 @@ class Operation:
 
   Attributes:
     apply: (image, value, options of Pillow's warps) -> image.
-    limit: the value at `GREATEST_MAGNITUDE`, in proportion below.
-    signed: half of the values are negated.
+    limit: value at `GREATEST_MAGNITUDE`, in proportion below.
+    signed: whether half of the values are negated.
   """
 
   apply: Callable[[Image.Image, float, dict[str, Any]], Image.Image]
@@ -140,13 +143,15 @@ class RandAugment:
   Attributes:
     num_operations: operations drawn for an image.
     magnitude: mean strength, 0 to 10.
-    magnitude_std: its deviation; what is drawn is clipped to 0..10.
-    probability: that an operation that was drawn is applied.
+    magnitude_std: standard deviation of the strength, which is clipped to
+      0..10.
+    probability: probability with which a drawn operation is applied.
     fill: colour of the pixels that a warp brings in.
-    interpolation: of warps, 'bilinear' or 'bicubic'.
+    interpolation: filter of the warps, 'bilinear' or 'bicubic'.
 
   Raises:
-    ValueError: a field is out of range.
+    ValueError: a field is out of range; or, when called, the example holds
+      boxes, masks or a label map, which would not follow the image.
   """
 
   num_operations: int = 2
@@ -177,9 +182,8 @@ class RandAugment:
         f'{", ".join(_FILTERS)}.'
       )
 
-  def __call__(
-    self, example: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, Any]:
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    transform.check_arrays(self, example, ('image',))
     operations = rng.choice(list(OPERATIONS.values()), self.num_operations)
     applied = [op for op in operations if rng.random() < self.probability]
     if not applied:

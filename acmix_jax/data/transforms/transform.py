@@ -1,7 +1,7 @@
-"""The form of a transform, decoding, and transforms in a row."""
+"""The form of a transform, what all share, decoding, and composition."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -37,3 +37,19 @@ class Decode:
     if not isinstance(example['image'], bytes):
       return example
     return {**example, 'image': decode.decode(example['image'])}
+
+
+def check_arrays(
+  transform: Transform, example: Example, known: Collection[str]
+) -> None:
+  """Refuses arrays that a transform would leave where the image was.
+
+  Raises:
+    ValueError: a key that is not known holds an array of two axes or more.
+  """
+  for key, value in example.items():
+    if key not in known and isinstance(value, np.ndarray) and value.ndim >= 2:
+      raise ValueError(
+        f'{type(transform).__name__} does not know how to transform {key!r}, '
+        f'an array of shape {value.shape}; it knows: {", ".join(known)}.'
+      )
