@@ -33,6 +33,13 @@ class RandomErasing:
 
   def __post_init__(self):
     _check_probability('erasing_probability', self.probability)
+    for field in ('area', 'ratio'):
+      low, high = getattr(self, field)
+      if not 0 < low <= high < math.inf:
+        raise ValueError(
+          f'RandomErasing: {field}={(low, high)} is not (least, greatest), '
+          'finite and above 0.'
+        )
 
   def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
     """Erases in [b, h, w, c] floats of unit variance."""
@@ -102,11 +109,16 @@ class MixupCutmix:
   def __post_init__(self):
     _check_probability('mixup_probability', self.probability)
     _check_probability('mixup_switch_probability', self.switch_probability)
-    if min(self.mixup_alpha, self.cutmix_alpha, self.group_size) < 0:
+    for field in ('mixup_alpha', 'cutmix_alpha'):
+      if not 0 <= getattr(self, field) < math.inf:
+        raise ValueError(
+          f'augment.{field}={getattr(self, field)} is not a finite number of '
+          'at least 0, which switches it off.'
+        )
+    if self.group_size < 0:
       raise ValueError(
-        f'augment.mixup_alpha={self.mixup_alpha}, augment.cutmix_alpha='
-        f'{self.cutmix_alpha} and augment.mixup_group_size={self.group_size} '
-        'must not be negative; an alpha of 0 switches it off.'
+        f'augment.mixup_group_size={self.group_size} is negative; 0 stands for '
+        'the whole batch.'
       )
 
   def __call__(

@@ -1,6 +1,7 @@
 """Image classification: cross-entropy training, top-1 and top-5."""
 
 import functools
+import math
 
 import flax
 import jax
@@ -77,11 +78,21 @@ class Evaluator:
     return values | {'count': int(self._metrics.loss.count)}
 
 
+def _check_normalization(data: ml_collections.ConfigDict) -> None:
+  for field, least in (('mean', -math.inf), ('std', 0)):
+    values = tuple(data[field])
+    if len(values) != 3 or not all(least < x < math.inf for x in values):
+      raise ValueError(
+        f'data.{field}={values} must be three finite numbers, one for each of '
+        'R, G and B' + (', above 0.' if field == 'std' else '.')
+      )
+
+
 class Classification:
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
-    ValueError: a smoothing or augmentation out of range, or
+    ValueError: a smoothing, normalisation or augmentation out of range, or
       `model.num_classes` differs from what the data holds.
   """
 
@@ -100,6 +111,7 @@ class Classification:
       raise ValueError(
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
+    _check_normalization(config.data)
     augment = config.augment
     self._erase = batch_augment.RandomErasing(augment.erasing_probability)
     self._mixup_cutmix = batch_augment.MixupCutmix(

@@ -285,7 +285,15 @@ def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
       'mixup_switch_probability=-1',
     ),
     (lambda: batch_augment.MixupCutmix(-0.8, 1.0), 'augment.mixup_alpha=-0.8'),
+    (lambda: batch_augment.MixupCutmix(0.8, np.nan), 'cutmix_alpha=nan'),
+    (
+      lambda: batch_augment.MixupCutmix(0.8, 1.0, group_size=-1),
+      'mixup_group_size=-1',
+    ),
     (lambda: batch_augment.RandomErasing(2), 'augment.erasing_probability=2'),
+    (lambda: batch_augment.RandomErasing(np.nan), 'erasing_probability=nan'),
+    (lambda: batch_augment.RandomErasing(0.5, (0.3, 0.2)), 'area='),
+    (lambda: batch_augment.RandomErasing(0.5, ratio=(0, 2)), 'ratio='),
   ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -171,8 +171,10 @@ def _check_size(size: int) -> None:
 
 
 def _check_range(name: str, bounds: tuple[float, float]) -> None:
-  if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-    raise ValueError(f'{name}={bounds} is not (least, greatest), both above 0.')
+  if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
+    raise ValueError(
+      f'{name}={bounds} is not (least, greatest), finite and above 0.'
+    )
 
 
 def _check_interpolation(name: str) -> None:

@@ -8,6 +8,7 @@ keeps none from magnitude 10 on, a black image.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -166,11 +167,15 @@ class RandAugment:
       raise ValueError(
         f'RandAugment: num_operations={self.num_operations} is less than 1.'
       )
-    if not 0 <= self.magnitude <= GREATEST_MAGNITUDE or self.magnitude_std < 0:
+    if not 0 <= self.magnitude <= GREATEST_MAGNITUDE:
       raise ValueError(
         f'RandAugment: magnitude={self.magnitude} is not within '
-        f'0..{GREATEST_MAGNITUDE} or magnitude_std={self.magnitude_std} is '
-        'negative.'
+        f'0..{GREATEST_MAGNITUDE}.'
+      )
+    if not 0 <= self.magnitude_std < math.inf:
+      raise ValueError(
+        f'RandAugment: magnitude_std={self.magnitude_std} is not a finite '
+        'number of at least 0.'
       )
     if not 0 <= self.probability <= 1:
       raise ValueError(

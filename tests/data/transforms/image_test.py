@@ -139,6 +139,8 @@ def count_flips(probability: float) -> int:
     ({'size': 0}, 'size=0'),
     ({'size': 8, 'scale': (0.5, 0.1)}, 'scale'),
     ({'size': 8, 'ratio': (0.0, 1.0)}, 'ratio'),
+    ({'size': 8, 'scale': (0.1, math.nan)}, 'scale'),
+    ({'size': 8, 'ratio': (0.5, math.inf)}, 'ratio'),
     ({'size': 8, 'interpolation': 'nearest'}, 'bilinear, bicubic'),
   ],
 )
