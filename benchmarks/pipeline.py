@@ -25,6 +25,7 @@ from sklearn import datasets
 
 from acmix_jax.data import pipeline, sources, transforms
 from acmix_jax.data.builders import imagenet
+from acmix_jax.data.transforms import classification
 from benchmarks import harness
 
 # Width and height in pixels; the means are those of ImageNet, 472 x 397.
@@ -42,11 +43,10 @@ _HEADER = (
 )
 
 
-class Files:
+class Files(sources.LabelledImages):
   """A source of encoded images in memory."""
 
   class_names = ('photograph',)
-  num_classes = 1
 
   def __init__(self, images: Sequence[bytes]):
     self._images = images
@@ -55,7 +55,8 @@ class Files:
     return len(self._images)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return {'image': self._images[index], 'label': 0, 'name': f'file {index}'}
+    image, label = self._images[index], np.int32(0)
+    return {'image': image, 'label': label, 'name': f'file {index}'}
 
 
 def make_files(count: int) -> Files:
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   else:
     stored = make_files(args.images)
   files = {'as stored': stored, '256 px copy': make_copy(stored, args.images)}
-  transform = transforms.train_transform(data)
+  transform = classification.train_transform(data)
   runs = {
     (name, threads): functools.partial(
       measure, source, transform, threads, args.turn_seconds

@@ -45,7 +45,7 @@ def make_config(
   config.train.batch_size = args.batch
   config.mesh.data = 1
   augment = config.augment
-  augment.erasing_probability = augment.mix_probability = 0.0
+  augment.erasing_probability = augment.mixup_probability = 0.0
   augment.mixup_alpha = augment.cutmix_alpha = 0.0
   return config
 

@@ -135,7 +135,7 @@ def _transformer(
   config.augment.erasing_probability = 0.25
   config.augment.mixup_alpha = 0.8
   config.augment.cutmix_alpha = 1.0
-  config.augment.mix_group_size = 128  # the batch of each of 8 GPUs
+  config.augment.mixup_group_size = 128  # the batch of each of 8 GPUs
   config.loss.smooth_over = 'all'
 
   config.optim.name = 'adamw'
@@ -181,11 +181,11 @@ def _classification(
   config.augment = ml_collections.ConfigDict()  # of batches, on the device
   config.augment.erasing_probability = 0.0
   config.augment.mixup_alpha = 0.0  # of Beta(alpha, alpha); 0: no mixup
-  config.augment.cutmix_alpha = 0.0  # the same of CutMix
-  config.augment.mix_probability = 1.0  # of either, where one is on
-  config.augment.switch_probability = 0.5  # of CutMix, where both are
+  config.augment.cutmix_alpha = 0.0  # of Beta(alpha, alpha); 0: no CutMix
+  config.augment.mixup_probability = 1.0  # of either, where one is on
+  config.augment.mixup_switch_probability = 0.5  # of CutMix, where both are
   # Images that share a draw; 0, or if it does not divide the batch: all of it.
-  config.augment.mix_group_size = 0
+  config.augment.mixup_group_size = 0
 
   config.loss = ml_collections.ConfigDict()
   config.loss.label_smoothing = 0.1

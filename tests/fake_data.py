@@ -9,14 +9,24 @@ import pathlib
 import tarfile
 from collections.abc import Sequence
 
+import ml_collections
 import numpy as np
 from PIL import Image
 
+from acmix_jax.data import sources
 from acmix_jax.data.builders import imagenet
 
 # One class for each of the odd files that ImageNet holds, if there are three.
 SYNSETS = ('n01440764', 'n01443537', 'n01484850')
 ODD_KINDS = ('cmyk', 'png', 'grey')
+
+
+def make_source(
+  name: str, directory: str | os.PathLike = '', split: str = 'train'
+) -> sources.Source:
+  """The data set `name` in `directory`, as a config asks for it."""
+  config = ml_collections.ConfigDict({'name': name, 'dir': str(directory)})
+  return sources.make_source(config, split)
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 32)) -> np.ndarray:

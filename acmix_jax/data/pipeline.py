@@ -6,21 +6,25 @@ Hence the step is all that a checkpoint must know to continue it.
 """
 
 import dataclasses
+import itertools
+import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from acmix_jax.data import decode, sources, transforms
+from acmix_jax.data import decode, order, sources, transforms
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+# An example, and what was found damaged on the way: messages by index.
+_Loaded = tuple[transforms.Example, dict[int, str]]
 
 _NAMES_IN_ERROR = 20
 
@@ -46,8 +50,8 @@ class TooManyDamagedError(RuntimeError):
 class Batches:
   """Iterator over batches; call `close()` to stop its threads and processes.
 
-  A batch holds the example's keys stacked, among them `image` (uint8
-  [b, h, w, 3]), `label` (int32 [b]) and `mask` (bool [b]).
+  A batch holds the keys of its examples, stacked, and `mask`, bool [b]: False
+  where a blank stands in for an example.
 
   Raises (from next()):
     TooManyDamagedError: see `train_batches`.
@@ -67,10 +71,10 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
-    batch = next(self._iterator)
-    for index, message in batch.pop('damaged'):
+    batch, damaged = next(self._iterator)
+    for index, message in damaged.items():
       if index not in self._damaged:
-        logging.warning('Damaged image, left out: %s', message)
+        logger.warning('Damaged image, left out: %s', message)
         self._damaged[index] = message
     if self.damaged > self._max_damaged:
       self.close()
@@ -99,27 +103,27 @@ def train_batches(
   workers: int = 0,
   max_damaged: int = 100,
 ) -> Batches:
-  """Endless batches of shuffled, randomly transformed images.
+  """Endless batches of shuffled, randomly transformed examples.
 
-  The images are shuffled anew for each epoch; a batch may span the end of one.
-  The mask is always True: a damaged image is replaced by the next one of the
-  source that is not.
+  Each canvas of the source is shuffled anew for each pass over its examples;
+  see `order.TrainOrder`. The mask is always True: a damaged example is replaced
+  by the next one of the source on the same canvas that is not.
 
   With `repeats` above 1 (repeated augmentation: "Augment your batch: better
-  training with larger batches") an image comes that many times in a row, each
-  time transformed anew. An epoch keeps its length and shows only a share of
-  the images. Source: the RASampler of DeiT and PVT, with 3 repeats. Differs:
+  training with larger batches") an example comes that many times in a row, each
+  time transformed anew. A pass keeps its length and shows only a share of the
+  examples. Source: the RASampler of DeiT and PVT, with 3 repeats. Differs:
   the epoch is not cut to a multiple of 256.
 
   Args:
-    source: images to draw from.
-    transform: called with each decoded example and a generator of its own.
-    batch_size: images in a batch over all processes together.
-    seed: of the order and of the transforms.
-    repeats: times an image is shown in a row.
+    source: examples to draw from.
+    transform: called with each example and a generator of its own.
+    batch_size: examples in a batch over all processes together.
+    seed: seed of the order and of the transforms.
+    repeats: times an example is shown in a row.
     start_step: number of batches to skip, at no cost.
-    process_index: this process receives the images `process_index ::
-      process_count` of each batch.
+    process_index: place of this process's rows in each batch: it receives the
+      block of `batch_size / process_count` rows of this number.
     process_count: number of processes that share a batch.
     threads: batches that are made at the same time, in each worker.
     workers: processes that make batches; 0: this one does. Threads alone
@@ -135,12 +139,9 @@ def train_batches(
   if repeats < 1:
     raise ValueError(f'repeats={repeats} is less than 1, every image once.')
   load = _LoadOrReplace(source, transform, max_damaged)
-  shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-  positions = grain.MapDataset.range(sys.maxsize)
-  indices = positions.map(_Repeat(shuffled.repeat(), len(source), repeats))
+  indices = order.TrainOrder(source, batch_size, seed, repeats).indices()
   examples = indices.random_map(load, seed=seed)
-  share = examples[process_index::process_count]
-  batches = share.batch(batch_size // process_count, batch_fn=_stack)
+  batches = _share(examples, batch_size, process_index, process_count)
   return Batches(_prefetch(batches[start_step:], threads, workers), max_damaged)
 
 
@@ -155,20 +156,19 @@ def eval_batches(
   workers: int = 0,
   max_damaged: int = 100,
 ) -> Batches:
-  """Every image once, in order, in batches of one size.
+  """Every example once, canvas by canvas, in order, in batches of one size.
 
-  All processes receive the same number of batches. Blank images fill the last
-  ones and stand in for damaged images; their mask is False. So every readable
-  image counts exactly once on any number of processes.
+  All processes receive the same number of batches. Blanks fill the last batch
+  of a canvas and stand in for damaged examples; their mask is False. So every
+  readable example counts exactly once on any number of processes.
 
   Args and Raises: as for `train_batches`.
   """
   _check_arguments(source, batch_size, process_index, process_count)
-  load = _LoadOrMask(source, transform)
-  padded_length = -(-len(source) // batch_size) * batch_size
-  examples = grain.MapDataset.range(padded_length).random_map(load, seed=0)
-  share = examples[process_index::process_count]
-  batches = share.batch(batch_size // process_count, batch_fn=_stack)
+  indices, counted = order.eval_order(source, batch_size)
+  load = _LoadOrBlank(source, transform, indices, counted)
+  examples = grain.MapDataset.range(len(indices)).random_map(load, seed=0)
+  batches = _share(examples, batch_size, process_index, process_count)
   return Batches(_prefetch(batches, threads, workers), max_damaged)
 
 
@@ -193,17 +193,15 @@ def _check_arguments(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Repeat:
-  """Maps a position in the stream to the index of its image."""
-
-  shuffled: grain.MapDataset
-  epoch_length: int
-  repeats: int
-
-  def __call__(self, position: int) -> int:
-    epoch, offset = divmod(position, self.epoch_length)
-    return self.shuffled[epoch * self.epoch_length + offset // self.repeats]
+def _share(
+  examples: grain.MapDataset,
+  batch_size: int,
+  process_index: int,
+  process_count: int,
+) -> grain.MapDataset:
+  """The rows of each batch that are this process's, one block of them."""
+  blocks = examples.batch(batch_size // process_count, batch_fn=_stack)
+  return blocks[process_index::process_count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,13 +212,11 @@ class _LoadOrReplace:
   transform: transforms.Transform
   max_damaged: int
 
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+  def __call__(self, index: int, rng: np.random.Generator) -> _Loaded:
     damaged = {}
-    for offset in range(len(self.source)):
-      candidate = (index + offset) % len(self.source)
+    for candidate in order.following(self.source, index):
       try:
-        example = _read(self.source, candidate)
-        return _finish(self.transform(example, rng), True, damaged)
+        return _load(self.source, candidate, self.transform, rng), damaged
       except decode.DecodeError as error:
         damaged[candidate] = str(error)
         if len(damaged) > self.max_damaged:
@@ -229,26 +225,39 @@ class _LoadOrReplace:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LoadOrMask:
-  """Loads an example, or a blank one past the end or where it is damaged."""
+class _LoadOrBlank:
+  """Loads an example, or a blank where it is damaged or only fills a batch.
+
+  Attributes:
+    indices: int [m], index of the example at each position.
+    counted: bool [m], False where it only fills a batch.
+  """
 
   source: sources.Source
   transform: transforms.Transform
+  indices: np.ndarray
+  counted: np.ndarray
 
-  def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+  def __call__(self, position: int, rng: np.random.Generator) -> _Loaded:
     damaged = {}
-    if index < len(self.source):
+    index = int(self.indices[position])
+    if self.counted[position]:
       try:
-        example = _read(self.source, index)
-        return _finish(self.transform(example, rng), True, damaged)
+        return _load(self.source, index, self.transform, rng), damaged
       except decode.DecodeError as error:
         damaged[index] = str(error)
-    blank = {'image': np.zeros((1, 1, 3), np.uint8), 'label': 0}
-    return _finish(self.transform(blank, rng), False, damaged)
+    blank = dict(self.source.blank(index))
+    blank.pop('name', None)
+    return {**self.transform(blank, rng), 'mask': np.bool_(False)}, damaged
 
 
-def _read(source: sources.Source, index: int) -> transforms.Example:
-  """Reads and decodes one example, without its name.
+def _load(
+  source: sources.Source,
+  index: int,
+  transform: transforms.Transform,
+  rng: np.random.Generator,
+) -> transforms.Example:
+  """Reads and transforms one example; adds its mask and leaves its name out.
 
   Raises:
     DecodeError: it cannot be read or decoded; the message begins with its name.
@@ -258,33 +267,31 @@ def _read(source: sources.Source, index: int) -> transforms.Example:
   except OSError as error:
     raise decode.DecodeError(str(error)) from error
   name = example.pop('name')
-  if isinstance(example['image'], bytes):
-    try:
-      example['image'] = decode.decode(example['image'])
-    except decode.DecodeError as error:
-      raise decode.DecodeError(f'{name}: {error}') from error
-  return example
+  try:
+    return {**transform(example, rng), 'mask': np.bool_(True)}
+  except decode.DecodeError as error:
+    raise decode.DecodeError(f'{name}: {error}') from error
 
 
-def _finish(
-  example: transforms.Example, mask: bool, damaged: dict[int, str]
-) -> dict[str, Any]:
-  return {
-    **example,
-    'label': np.int32(example['label']),
-    'mask': np.bool_(mask),
-    'damaged': damaged,
-  }
+def _stack(loaded: Sequence[_Loaded]) -> tuple[Batch, dict[int, str]]:
+  """Stacks examples, and joins what was damaged.
 
-
-def _stack(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  damaged = [
-    item for example in examples for item in example.pop('damaged').items()
-  ]
-  batch = {
-    key: np.stack([example[key] for example in examples]) for key in examples[0]
-  }
-  return {**batch, 'damaged': damaged}
+  Raises:
+    ValueError: the examples differ in their keys, or in the shapes of one.
+  """
+  examples, damaged = zip(*loaded, strict=True)
+  batch = {}
+  for key in dict.fromkeys(itertools.chain(*examples)):
+    values = [example[key] for example in examples if key in example]
+    shapes = {np.shape(value) for value in values}
+    if len(values) < len(examples) or len(shapes) > 1:
+      raise ValueError(
+        f'{key!r} is in {len(values)} of the {len(examples)} examples of a '
+        f'batch, in the shapes {sorted(shapes)}. The source (with its blanks) '
+        'and the transform must give all examples the same keys and shapes.'
+      )
+    batch[key] = np.stack(values)
+  return batch, {key: text for found in damaged for key, text in found.items()}
 
 
 def _prefetch(

@@ -22,7 +22,7 @@ class RandomErasing:
   boxes until one fits is here the first that fits of ten drawn at once.
 
   Attributes:
-    probability: that an image is erased; 0: none is.
+    probability: probability with which an image is erased.
     area: least and greatest area of the box, as a share of the image.
     ratio: least and greatest height / width of the box.
   """
@@ -33,6 +33,13 @@ class RandomErasing:
 
   def __post_init__(self):
     _check_probability('erasing_probability', self.probability)
+    for field in ('area', 'ratio'):
+      low, high = getattr(self, field)
+      if not 0 < low <= high < math.inf:
+        raise ValueError(
+          f'RandomErasing: {field}={(low, high)} is not (least, greatest), '
+          'finite and above 0.'
+        )
 
   def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
     """Erases in [b, h, w, c] floats of unit variance."""
@@ -72,7 +79,7 @@ class RandomErasing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixing:
+class MixupCutmix:
   """Blends each image and its target with those of another image.
 
   Source: "mixup: Beyond Empirical Risk Minimization" and "CutMix:
@@ -85,10 +92,10 @@ class Mixing:
   from another device only where a group spans devices.
 
   Attributes:
-    mixup_alpha: 0: no mixup.
-    cutmix_alpha: 0: no CutMix.
-    probability: that a group is mixed at all.
-    switch_probability: that it is by CutMix, where mixup is on too.
+    mixup_alpha: parameter of mixup's Beta(alpha, alpha); 0: no mixup.
+    cutmix_alpha: parameter of CutMix's Beta(alpha, alpha); 0: no CutMix.
+    probability: probability with which a group is blended at all.
+    switch_probability: probability of CutMix where mixup is on too.
     group_size: images that share a draw: a GPU's batch in the sources. The
       whole batch does where this does not divide it, and at 0.
   """
@@ -100,19 +107,24 @@ class Mixing:
   group_size: int = 0
 
   def __post_init__(self):
-    _check_probability('mix_probability', self.probability)
-    _check_probability('switch_probability', self.switch_probability)
-    if min(self.mixup_alpha, self.cutmix_alpha, self.group_size) < 0:
+    _check_probability('mixup_probability', self.probability)
+    _check_probability('mixup_switch_probability', self.switch_probability)
+    for field in ('mixup_alpha', 'cutmix_alpha'):
+      if not 0 <= getattr(self, field) < math.inf:
+        raise ValueError(
+          f'augment.{field}={getattr(self, field)} is not a finite number of '
+          'at least 0, which switches it off.'
+        )
+    if self.group_size < 0:
       raise ValueError(
-        f'augment.mixup_alpha={self.mixup_alpha}, augment.cutmix_alpha='
-        f'{self.cutmix_alpha} and augment.mix_group_size={self.group_size} '
-        'must not be negative; an alpha of 0 switches it off.'
+        f'augment.mixup_group_size={self.group_size} is negative; 0 stands for '
+        'the whole batch.'
       )
 
   def __call__(
     self, key: jax.Array, images: jax.Array, targets: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Mixes floats [b, h, w, c] and distributions over classes [b, k]."""
+    """Blends floats [b, h, w, c] and distributions over classes [b, k]."""
     if not self.mixup_alpha and not self.cutmix_alpha:
       return images, targets
     count, height, width, _ = images.shape
@@ -128,15 +140,15 @@ class Mixing:
     self, key: jax.Array, height: int, width: int
   ) -> jax.Array:
     """Draws the share [h, w] that each pixel keeps of its image."""
-    cut_key, lambda_key, box_key, mix_key = jax.random.split(key, 4)
+    cut_key, lambda_key, box_key, blend_key = jax.random.split(key, 4)
     cutmix = self.switch_probability if self.mixup_alpha else 1.0
     cut = jax.random.bernoulli(cut_key, cutmix if self.cutmix_alpha else 0.0)
     alpha = jnp.where(cut, self.cutmix_alpha, self.mixup_alpha)
     kept = jax.random.beta(lambda_key, alpha, alpha)
     box = _inside(_sample_cut(box_key, 1 - kept, height, width), height, width)
     weights = jnp.where(cut, 1.0 - box[0], kept)
-    mixed = jax.random.bernoulli(mix_key, self.probability)
-    return jnp.where(mixed, weights, 1.0)
+    blended = jax.random.bernoulli(blend_key, self.probability)
+    return jnp.where(blended, weights, 1.0)
 
 
 def _sample_cut(key, area, height, width):
@@ -159,10 +171,10 @@ def _inside(boxes, height, width):
 
 
 def _blend(x, weights):
-  """Mixes [b, ...] with its groups reversed; weights [groups, 1, ...]."""
+  """Blends [b, ...] with its groups reversed; weights [groups, 1, ...]."""
   grouped = x.reshape(len(weights), -1, *x.shape[1:])
-  mixed = weights * grouped + (1 - weights) * grouped[:, ::-1]
-  return mixed.reshape(x.shape)
+  blended = weights * grouped + (1 - weights) * grouped[:, ::-1]
+  return blended.reshape(x.shape)
 
 
 def _check_probability(field, value):

@@ -1,6 +1,7 @@
 """Image classification: cross-entropy training, top-1 and top-5."""
 
 import functools
+import math
 
 import flax
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 from clu import metrics
 
 from acmix_jax import models
-from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.data import order, pipeline, sources
+from acmix_jax.data.transforms import classification as transforms
 from acmix_jax.tasks import batch_augment
 
 
@@ -76,11 +78,21 @@ class Evaluator:
     return values | {'count': int(self._metrics.loss.count)}
 
 
+def _check_normalization(data: ml_collections.ConfigDict) -> None:
+  for field, least in (('mean', -math.inf), ('std', 0)):
+    values = tuple(data[field])
+    if len(values) != 3 or not all(least < x < math.inf for x in values):
+      raise ValueError(
+        f'data.{field}={values} must be three finite numbers, one for each of '
+        'R, G and B' + (', above 0.' if field == 'std' else '.')
+      )
+
+
 class Classification:
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
-    ValueError: a smoothing or augmentation out of range, or
+    ValueError: a smoothing, normalisation or augmentation out of range, or
       `model.num_classes` differs from what the data holds.
   """
 
@@ -99,17 +111,18 @@ class Classification:
       raise ValueError(
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
+    _check_normalization(config.data)
     augment = config.augment
     self._erase = batch_augment.RandomErasing(augment.erasing_probability)
-    self._mix = batch_augment.Mixing(
+    self._mixup_cutmix = batch_augment.MixupCutmix(
       augment.mixup_alpha,
       augment.cutmix_alpha,
-      augment.mix_probability,
-      augment.switch_probability,
-      augment.mix_group_size,
+      augment.mixup_probability,
+      augment.mixup_switch_probability,
+      augment.mixup_group_size,
     )
 
-  def _source(self, split: str) -> sources.Source:
+  def _source(self, split: str) -> sources.LabelledImages:
     data, num_classes = self.config.data, self.config.model.num_classes
     source = sources.make_source(data, split)
     if source.num_classes != num_classes:
@@ -133,7 +146,9 @@ class Classification:
   @property
   def steps_per_epoch(self) -> int:
     """Whole batches in the training split, at least 1."""
-    return max(1, len(self._train_source) // self.config.train.batch_size)
+    return order.steps_per_epoch(
+      self._train_source, self.config.train.batch_size
+    )
 
   def train_data(self, start_step, process_index, process_count):
     """See `tasks.Task`."""
@@ -189,10 +204,10 @@ class Classification:
   def loss(self, params, model_state, batch, rng):
     """See `tasks.Task`.
 
-    Metrics are 'top1' and 'top5' of the batch; of a mixed image the class with
-    the greater share counts.
+    Metrics are 'top1' and 'top5' of the batch; of a blended image the class
+    with the greater share counts.
     """
-    dropout_key, erasing_key, mixing_key = jax.random.split(rng, 3)
+    dropout_key, erasing_key, mixup_key = jax.random.split(rng, 3)
     targets = smooth_labels(
       batch['label'],
       self.config.model.num_classes,
@@ -200,7 +215,7 @@ class Classification:
       self.config.loss.smooth_over,
     )
     images = self._erase(erasing_key, self._normalize(batch['image']))
-    images, targets = self._mix(mixing_key, images, targets)
+    images, targets = self._mixup_cutmix(mixup_key, images, targets)
     logits, model_state = self.model.apply(
       {'params': params, **model_state},
       images,

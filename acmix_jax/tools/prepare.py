@@ -13,8 +13,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from absl import logging
-
 from acmix_jax.data.builders import imagenet
 
 
@@ -39,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='reduce shorter sides to N pixels (default: store as distributed)',
   )
   args = parser.parse_args(argv)
-  logging.set_verbosity(logging.WARNING)
   try:
     builder = imagenet.Imagenet2012(
       source=args.source,

@@ -140,7 +140,7 @@ def test_recipes_have_the_augmentation_of_their_sources():
     augment = config.augment
     assert (augment.mixup_alpha, augment.cutmix_alpha) == (0.8, 1.0)
     assert augment.erasing_probability == 0.25
-    assert config.train.batch_size == 8 * augment.mix_group_size
+    assert config.train.batch_size == 8 * augment.mixup_group_size
   assert [c.data.repeats for c in (resnet, san, pvt, tiny)] == [1, 1, 3, 1]
   assert [c.optim.clip_norm for c in (san, pvt, tiny)] == [0, 0, 5]
   assert [c.model.drop_path for c in (pvt, tiny, small)] == [0.1, 0.2, 0.3]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -14,15 +15,16 @@ import pytest
 from acmix_jax.data import decode, pipeline, sources, transforms
 from tests import fake_data
 
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class Numbers(sources.LabelledImages):
   """Images of one pixel, which is their index; some cannot be read."""
 
   length: int
   damaged: tuple[int, ...] = ()
   class_names = ('0', '1', '2')
-  num_classes = 3
 
   def __len__(self):
     return self.length
@@ -31,7 +33,8 @@ class Numbers:
     if index in self.damaged:
       return {'image': b'damaged', 'label': 0, 'name': f'number{index}'}
     image = np.full((1, 1, 3), index, np.uint8)
-    return {'image': image, 'label': index % 3, 'name': f'number{index}'}
+    label = np.int32(index % 3)
+    return {'image': image, 'label': label, 'name': f'number{index}'}
 
 
 def add_noise(example, rng):
@@ -41,9 +44,8 @@ def add_noise(example, rng):
   return {**example, 'image': image}
 
 
-def keep(example, rng):
-  del rng
-  return example
+KEEP = transforms.Decode()
+NOISE = transforms.Compose((transforms.Decode(), add_noise))
 
 
 def take(batches, count):
@@ -54,7 +56,7 @@ def take(batches, count):
 
 def train(source, count, *, batch_size=8, seed=5, **kwargs):
   batches = pipeline.train_batches(
-    source, add_noise, batch_size=batch_size, seed=seed, **kwargs
+    source, NOISE, batch_size=batch_size, seed=seed, **kwargs
   )
   return take(batches, count)
 
@@ -135,7 +137,7 @@ def test_repeats_resume_and_are_shared_by_processes():
     for key, values in batch.items():
       for index in range(2):
         np.testing.assert_array_equal(
-          resumed[index][step][key], values[index::2]
+          resumed[index][step][key], np.split(values, 2)[index]
         )
 
 
@@ -153,22 +155,21 @@ def test_threads_do_not_change_the_stream(threads):
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_the_same_global_batches(process_count):
+def test_blocks_of_the_processes_make_up_the_same_global_batches(process_count):
   expected = train(Numbers(21), 6)
   shares = [
     train(Numbers(21), 6, process_index=index, process_count=process_count)
     for index in range(process_count)
   ]
-  for step, batch in enumerate(expected):
-    for key, values in batch.items():
-      for index in range(process_count):
-        np.testing.assert_array_equal(
-          shares[index][step][key], values[index::process_count]
-        )
+  joined = [
+    {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
+  assert_same(joined, expected)
 
 
 def test_closed_batches_are_at_their_end():
-  batches = pipeline.train_batches(Numbers(20), keep, batch_size=8, seed=0)
+  batches = pipeline.train_batches(Numbers(20), KEEP, batch_size=8, seed=0)
   next(batches)
   batches.close()
   batches.close()
@@ -176,7 +177,7 @@ def test_closed_batches_are_at_their_end():
 
 
 def evaluate(source, **kwargs):
-  batches = pipeline.eval_batches(source, keep, **kwargs)
+  batches = pipeline.eval_batches(source, KEEP, **kwargs)
   result = list(batches)
   damaged = batches.damaged
   batches.close()
@@ -216,7 +217,7 @@ def test_damaged_image_is_replaced_by_the_next_in_training():
 
 def test_damaged_images_are_logged_and_counted_once(caplog):
   batches = pipeline.train_batches(
-    Numbers(8, damaged=(3, 6)), keep, batch_size=8, seed=0
+    Numbers(8, damaged=(3, 6)), KEEP, batch_size=8, seed=0
   )
   assert batches.damaged == 0
   for _ in range(3):
@@ -238,10 +239,51 @@ def test_damaged_image_is_masked_in_evaluation():
   assert damaged == 1
 
 
+class Marked(Numbers):
+  """Numbers with a mark; of a blank it is minus the index."""
+
+  def __getitem__(self, index):
+    return {**super().__getitem__(index), 'mark': np.float32(index)}
+
+  def blank(self, index):
+    return {**super().blank(index), 'mark': np.float32(-index)}
+
+
+def test_source_makes_the_blanks_and_no_key_is_lost():
+  (batch,), _ = evaluate(Marked(6, damaged=(2,)), batch_size=8)
+  np.testing.assert_array_equal(batch['mark'], [0, 1, -2, 3, 4, 5, 0, -1])
+  np.testing.assert_array_equal(batch['mask'], [1, 1, 0, 1, 1, 1, 0, 0])
+
+
+class MarkedWithoutBlanks(Marked):
+  """The blanks lack the mark."""
+
+  blank = Numbers.blank
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_keys_that_differ_within_a_batch_are_an_error(threads):
+  with pytest.raises(ValueError, match="'mark' is in 6 of the 8 examples"):
+    evaluate(MarkedWithoutBlanks(6), batch_size=8, threads=threads)
+
+
+def test_shapes_that_differ_within_a_batch_are_an_error():
+  def grow(example, rng):
+    del rng
+    index = example['image'][0, 0, 0]
+    return {**example, 'image': np.zeros((1, 1 + index % 2, 3), np.uint8)}
+
+  batches = pipeline.eval_batches(Numbers(4), grow, batch_size=4)
+  with pytest.raises(
+    ValueError, match=r"'image' .* \[\(1, 1, 3\), \(1, 2, 3\)"
+  ):
+    next(batches)
+
+
 def test_too_many_damaged_images_stop_the_run():
   batches = pipeline.train_batches(
     Numbers(16, damaged=(1, 7, 12)),
-    keep,
+    KEEP,
     batch_size=16,
     seed=0,
     max_damaged=2,
@@ -277,7 +319,7 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
   missing = tmp_path / 'val' / 'cat' / '002.jpg'
   missing.unlink()
   resize = transforms.Compose(
-    (transforms.ResizeShort(20), transforms.CenterCrop(16))
+    (transforms.Decode(), transforms.ResizeShort(20), transforms.CenterCrop(16))
   )
   batches = pipeline.eval_batches(source, resize, batch_size=6, max_damaged=1)
   first = next(batches)
@@ -293,6 +335,74 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
   assert str(missing) in str(error.value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Mixed(Numbers):
+  """Numbers on canvas 0, or on canvas 1 where they divide by 3."""
+
+  @property
+  def canvases(self):
+    return (np.arange(self.length) % 3 == 0).astype(np.int64)
+
+
+def is_on_second_canvas(batch):
+  (value,) = set(batch['image'][:, 0, 0, 0] % 3 == 0)
+  return value
+
+
+def test_canvases_are_the_same_on_all_processes_and_after_a_resume():
+  straight = train(Mixed(31), 20, batch_size=4)
+  kinds = [is_on_second_canvas(batch) for batch in straight]
+  assert 0 < sum(kinds) < 20
+  for index in range(2):
+    resumed = train(
+      Mixed(31),
+      13,
+      batch_size=4,
+      start_step=7,
+      process_index=index,
+      process_count=2,
+    )
+    assert_same(
+      resumed,
+      [
+        {key: np.split(values, 2)[index] for key, values in batch.items()}
+        for batch in straight[7:]
+      ],
+    )
+
+
+def test_damaged_image_is_replaced_by_the_next_of_its_canvas():
+  damaged = (6, 7, 30)
+  expected = indices(train(Mixed(31), 12, batch_size=4))
+  for index, other in ((6, 9), (7, 8), (30, 0)):
+    expected[expected == index] = other
+  got = indices(train(Mixed(31, damaged), 12, batch_size=4))
+  np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('process_count', [1, 2])
+def test_evaluation_pads_each_canvas(process_count):
+  shares = [
+    evaluate(
+      Mixed(31, damaged=(6,)),
+      batch_size=4,
+      process_index=index,
+      process_count=process_count,
+    )[0]
+    for index in range(process_count)
+  ]
+  # 20 images on canvas 0 and 11 on canvas 1.
+  assert {len(batches) for batches in shares} == {5 + 3}
+  seen = []
+  for parts in zip(*shares, strict=True):
+    numbers = np.concatenate(
+      [part['image'][part['mask'], 0, 0, 0] for part in parts]
+    )
+    assert len(set(numbers % 3 == 0)) == 1
+    seen.extend(numbers)
+  np.testing.assert_array_equal(np.sort(seen), np.delete(np.arange(31), 6))
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -305,7 +415,7 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
 )
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.train_batches(Numbers(20), keep, seed=0, **arguments)
+    pipeline.train_batches(Numbers(20), KEEP, seed=0, **arguments)
 
 
 def test_empty_source_is_an_error():
@@ -317,7 +427,7 @@ def test_workers_give_the_same_stream_and_end_with_close():
   expected = train(Numbers(20, damaged=(4,)), 5)
   children = set(psutil.Process().children(recursive=True))
   batches = pipeline.train_batches(
-    Numbers(20, damaged=(4,)), add_noise, batch_size=8, seed=5, workers=2
+    Numbers(20, damaged=(4,)), NOISE, batch_size=8, seed=5, workers=2
   )
   result = [next(batches) for _ in range(5)]
   processes = set(psutil.Process().children(recursive=True)) - children
@@ -343,7 +453,7 @@ MAIN = """
     if __name__ == '__main__':
       batches = pipeline.train_batches(
         sources.Folder(sys.argv[1], 'train'),
-        transforms.RandomFlip(),
+        transforms.Compose((transforms.Decode(), transforms.RandomFlip())),
         batch_size=8,
         seed=0,
         workers=2,
@@ -357,10 +467,9 @@ def test_no_worker_outlives_the_main_process(tmp_path):
   data = fake_data.write_class_folders(tmp_path / 'data')
   script = tmp_path / 'main.py'
   script.write_text(textwrap.dedent(MAIN))
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   with subprocess.Popen(
     [sys.executable, str(script), str(data)],
-    env=os.environ | {'PYTHONPATH': root},
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
     stdout=subprocess.PIPE,
     text=True,
   ) as main:

@@ -1,4 +1,4 @@
-"""Mixing and erasing of batches, recomputed in numpy."""
+"""Mixup, CutMix and erasing of batches, recomputed in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def is_mixup(samples):
 
 @pytest.mark.parametrize('alpha', [0.8, 0.2])
 def test_mixup_weights_are_beta_distributed(alpha):
-  samples = weights(batch_augment.Mixing(alpha, 0.0))
+  samples = weights(batch_augment.MixupCutmix(alpha, 0.0))
   kept = samples[:, 0, 0]
   np.testing.assert_array_equal(samples, samples[:, :1, :1] + 0 * samples)
   # Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
@@ -45,7 +45,9 @@ def test_mixup_weights_are_beta_distributed(alpha):
 def test_mixup_blends_with_the_reversed_batch():
   images, targets = batch()
   key = jax.random.key(3)
-  mixed, mixed_targets = batch_augment.Mixing(0.8, 0.0)(key, images, targets)
+  mixed, mixed_targets = batch_augment.MixupCutmix(0.8, 0.0)(
+    key, images, targets
+  )
   x, y = np.array(images), np.array(targets)
   kept = np.median((mixed - x[::-1]) / (x - x[::-1]))
   assert 0.01 < kept < 0.99
@@ -61,7 +63,9 @@ def test_mixup_blends_with_the_reversed_batch():
 def test_cutmix_replaces_a_box_and_weighs_targets_by_its_area(seed):
   images, targets = batch()
   key = jax.random.key(seed)
-  mixed, mixed_targets = batch_augment.Mixing(0.0, 1.0)(key, images, targets)
+  mixed, mixed_targets = batch_augment.MixupCutmix(0.0, 1.0)(
+    key, images, targets
+  )
   x, y, mixed = np.array(images), np.array(targets), np.array(mixed)
   replaced = (mixed == x[::-1]).all(axis=(0, 3))
   np.testing.assert_array_equal(
@@ -98,8 +102,10 @@ def test_cut_boxes_have_the_sizes_and_places_of_timm():
   np.testing.assert_allclose(tops[1:], 1 / 16, atol=0.03)
 
 
-def test_switch_and_mix_probabilities_are_kept():
-  samples = weights(batch_augment.Mixing(0.8, 1.0, 0.6, 0.25, group_size=1))
+def test_probabilities_of_cutmix_and_of_any_blend_are_kept():
+  samples = weights(
+    batch_augment.MixupCutmix(0.8, 1.0, 0.6, 0.25, group_size=1)
+  )
   mixup = is_mixup(samples)
   untouched = (samples == 1).all(axis=(1, 2))
   np.testing.assert_allclose(mixup.mean(), 0.6 * 0.75, atol=0.05)
@@ -111,7 +117,7 @@ def test_switch_and_mix_probabilities_are_kept():
 def test_each_group_has_its_own_draw_and_partners():
   images, targets = batch(count=8)
   key = jax.random.key(1)
-  transform = batch_augment.Mixing(0.8, 0.0, group_size=4)
+  transform = batch_augment.MixupCutmix(0.8, 0.0, group_size=4)
   mixed, _ = transform(key, images, targets)
   x = np.array(images).reshape(2, 4, -1)
   ratios = (np.array(mixed).reshape(x.shape) - x[:, ::-1]) / (x - x[:, ::-1])
@@ -128,18 +134,20 @@ def test_batch_that_does_not_split_into_groups_is_one_group():
   images, targets = batch(count=6)
   key = jax.random.key(1)
   for got, expected in zip(
-    batch_augment.Mixing(0.8, 1.0, group_size=4)(key, images, targets),
-    batch_augment.Mixing(0.8, 1.0)(key, images, targets),
+    batch_augment.MixupCutmix(0.8, 1.0, group_size=4)(key, images, targets),
+    batch_augment.MixupCutmix(0.8, 1.0)(key, images, targets),
     strict=True,
   ):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_nothing_happens_without_mixing_or_erasing():
+def test_nothing_happens_without_mixup_or_erasing():
   images, targets = batch()
   key = jax.random.key(0)
-  off = batch_augment.Mixing(0.0, 0.0)(key, images, targets)
-  never = batch_augment.Mixing(0.8, 1.0, probability=0.0)(key, images, targets)
+  off = batch_augment.MixupCutmix(0.0, 0.0)(key, images, targets)
+  never = batch_augment.MixupCutmix(0.8, 1.0, probability=0.0)(
+    key, images, targets
+  )
   for got in (*off, *never):
     expected = images if got.ndim == 4 else targets
     np.testing.assert_array_equal(got, expected)
@@ -211,7 +219,7 @@ def test_sharded_batch_gives_the_same_result():
   @jax.jit
   def augment(images, targets):
     images = batch_augment.RandomErasing(0.5)(KEYS[0], images)
-    return batch_augment.Mixing(0.8, 1.0, group_size=8)(
+    return batch_augment.MixupCutmix(0.8, 1.0, group_size=8)(
       KEYS[1], images, targets
     )
 
@@ -246,12 +254,14 @@ def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
   )
   assert state == {}
 
-  _, erasing_key, mixing_key = jax.random.split(key, 3)
+  _, erasing_key, mixup_key = jax.random.split(key, 3)
   images = batch_augment.RandomErasing(0.25)(
     erasing_key, jnp.asarray(images, jnp.float32)
   )
   targets = jnp.eye(10)[labels] * 0.9 + 0.01
-  images, targets = batch_augment.Mixing(0.8, 1.0)(mixing_key, images, targets)
+  images, targets = batch_augment.MixupCutmix(0.8, 1.0)(
+    mixup_key, images, targets
+  )
   logits = np.array(Linear().apply({'params': params}, images, train=True))
   shifted = logits - logits.max(axis=1, keepdims=True)
   log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -267,12 +277,23 @@ def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
   'make, message',
   [
     (
-      lambda: batch_augment.Mixing(0.8, 1.0, 1.5),
-      'augment.mix_probability=1.5',
+      lambda: batch_augment.MixupCutmix(0.8, 1.0, 1.5),
+      'augment.mixup_probability=1.5',
     ),
-    (lambda: batch_augment.Mixing(0.8, 1.0, 1.0, -1), 'switch_probability=-1'),
-    (lambda: batch_augment.Mixing(-0.8, 1.0), 'augment.mixup_alpha=-0.8'),
+    (
+      lambda: batch_augment.MixupCutmix(0.8, 1.0, 1.0, -1),
+      'mixup_switch_probability=-1',
+    ),
+    (lambda: batch_augment.MixupCutmix(-0.8, 1.0), 'augment.mixup_alpha=-0.8'),
+    (lambda: batch_augment.MixupCutmix(0.8, np.nan), 'cutmix_alpha=nan'),
+    (
+      lambda: batch_augment.MixupCutmix(0.8, 1.0, group_size=-1),
+      'mixup_group_size=-1',
+    ),
     (lambda: batch_augment.RandomErasing(2), 'augment.erasing_probability=2'),
+    (lambda: batch_augment.RandomErasing(np.nan), 'erasing_probability=nan'),
+    (lambda: batch_augment.RandomErasing(0.5, (0.3, 0.2)), 'area='),
+    (lambda: batch_augment.RandomErasing(0.5, ratio=(0, 2)), 'ratio='),
   ],
 )
 def test_bad_arguments_are_named(make, message):

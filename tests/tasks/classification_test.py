@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from acmix_jax.tasks import classification
+from configs import common
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,19 @@ def test_evaluator_counts_only_what_the_mask_shows():
   assert evaluator.result() == pytest.approx(
     {'loss': 3.0, 'top1': 1 / 3, 'top5': 2 / 3, 'count': 3}
   )
+
+
+@pytest.mark.parametrize(
+  'field, values, message',
+  [
+    ('std', (0.2, 0.0, 0.2), r'data.std=\(0.2, 0.0, 0.2\) .* above 0'),
+    ('std', (0.2, math.nan, 0.2), 'data.std='),
+    ('mean', (0.5, math.inf, 0.5), 'data.mean='),
+    ('mean', (0.5,), 'data.mean='),
+  ],
+)
+def test_pixels_that_cannot_be_normalised_are_refused(field, values, message):
+  config = common.resnet_imagenet('resnet26')
+  config.data[field] = values
+  with pytest.raises(ValueError, match=message):
+    classification.Classification(config)

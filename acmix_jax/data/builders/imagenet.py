@@ -7,6 +7,7 @@ and what it writes can be read by TFDS anywhere.
 import functools
 import io
 import itertools
+import logging
 import os
 import re
 import tarfile
@@ -16,10 +17,11 @@ from importlib import resources
 from typing import IO, Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 
 from acmix_jax.data import decode
+
+logger = logging.getLogger(__name__)
 
 TRAIN_ARCHIVE = 'ILSVRC2012_img_train.tar'
 VALIDATION_ARCHIVE = 'ILSVRC2012_img_val.tar'
@@ -151,7 +153,7 @@ def resize_file(name: str, image: bytes, short: int) -> bytes:
   try:
     pixels = decode.decode(image)
   except decode.DecodeError as error:
-    logging.warning('%s is stored as it is, damaged: %s', name, error)
+    logger.warning('%s is stored as it is, damaged: %s', name, error)
     return image
   height, width = pixels.shape[:2]
   scale = short / min(height, width)

@@ -1,240 +1,34 @@
 """Transforms of one example: `transform(example, rng) -> example`.
 
-An example is a dict with `image`, uint8 RGB [h, w, 3], and whatever belongs to
-it. A transform returns a new dict and leaves the keys it does not know as they
-are. Everything random comes from the `rng` that is passed in.
-
-Training crops are resized by OpenCV, evaluation images by Pillow. Pillow's
-resize is antialiased and is what the published results were evaluated with, so
-evaluation must match it exactly. In training it would cost a third of the
-throughput; OpenCV's is not antialiased, which a crop less than twice its
-output size hardly shows, and above that we average over areas.
+An example is a dict with `image`, once decoded uint8 RGB [h, w, 3], and
+whatever belongs to it. A transform returns a new dict. Everything random comes
+from the `rng` that is passed in.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from acmix_jax.data.transforms.image import (
+  CenterCrop,
+  RandomFlip,
+  RandomResizedCrop,
+  ResizeShort,
+)
+from acmix_jax.data.transforms.pad import Pad
+from acmix_jax.data.transforms.randaugment import RandAugment
+from acmix_jax.data.transforms.transform import (
+  Compose,
+  Decode,
+  Example,
+  Transform,
+)
 
-import cv2
-import ml_collections
-import numpy as np
-from PIL import Image
-
-from acmix_jax.data.transforms import randaugment
-
-Example = dict[str, Any]
-Transform = Callable[[Example, np.random.Generator], Example]
-
-_CV2_FILTERS = {'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
-_PILLOW_FILTERS = {
-  'bilinear': Image.Resampling.BILINEAR,
-  'bicubic': Image.Resampling.BICUBIC,
-}
-_CROP_ATTEMPTS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Compose:
-  """Applies transforms one after the other."""
-
-  transforms: tuple[Transform, ...]
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    for transform in self.transforms:
-      example = transform(example, rng)
-    return example
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomResizedCrop:
-  """Crops a box of random area and aspect ratio and resizes it to a square.
-
-  Source: "Going Deeper with Convolutions", section 6; the distribution of the
-  boxes is that of torchvision's transform of the same name. Differs: the resize
-  is OpenCV's, see the head of this file; its bicubic kernel has a = -0.75
-  (Pillow -0.5).
-
-  Attributes:
-    size: height and width of the result, in pixels.
-    scale: least and greatest area of the box, as a share of the image.
-    ratio: least and greatest width / height of the box.
-    interpolation: 'bilinear' or 'bicubic'.
-  """
-
-  size: int
-  scale: tuple[float, float] = (0.08, 1.0)
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  interpolation: str = 'bilinear'
-
-  def __post_init__(self):
-    _check_size(self.size)
-    _check_range('scale', self.scale)
-    _check_range('ratio', self.ratio)
-    _check_interpolation(self.interpolation)
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    image = example['image']
-    top, left, height, width = self.sample_box(*image.shape[:2], rng)
-    crop = image[top : top + height, left : left + width]
-    return {**example, 'image': self._resize(crop)}
-
-  def sample_box(
-    self, height: int, width: int, rng: np.random.Generator
-  ) -> tuple[int, int, int, int]:
-    """Draws a box in an image of the given size: top, left, height, width."""
-    log_ratio = np.log(self.ratio)
-    for _ in range(_CROP_ATTEMPTS):
-      area = height * width * rng.uniform(*self.scale)
-      ratio = math.exp(rng.uniform(*log_ratio))
-      box_height = round(math.sqrt(area / ratio))
-      box_width = round(math.sqrt(area * ratio))
-      if 0 < box_height <= height and 0 < box_width <= width:
-        top = rng.integers(height - box_height + 1)
-        left = rng.integers(width - box_width + 1)
-        return int(top), int(left), box_height, box_width
-    # The central box of the nearest ratio that is allowed.
-    ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-    box_height = min(height, max(1, round(width / ratio)))
-    box_width = min(width, max(1, round(height * ratio)))
-    top, left = (height - box_height) // 2, (width - box_width) // 2
-    return top, left, box_height, box_width
-
-  def _resize(self, crop: np.ndarray) -> np.ndarray:
-    size = (self.size, self.size)
-    if crop.shape[0] * crop.shape[1] >= 4 * self.size**2:
-      return cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
-    filter_ = _CV2_FILTERS[self.interpolation]
-    return cv2.resize(crop, size, interpolation=filter_)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomFlip:
-  """Mirrors left and right with the given probability."""
-
-  probability: float = 0.5
-
-  def __post_init__(self):
-    if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f'RandomFlip: probability={self.probability} is not within 0..1.'
-      )
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    if rng.random() >= self.probability:
-      return example
-    return {**example, 'image': cv2.flip(example['image'], 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ResizeShort:
-  """Resizes the shorter side to `size`, antialiased, keeping the aspect ratio.
-
-  The same pixels as torchvision's `Resize(size)` of a PIL image: the longer
-  side is `int(size * longer / shorter)`.
-  """
-
-  size: int
-  interpolation: str = 'bilinear'
-
-  def __post_init__(self):
-    _check_size(self.size)
-    _check_interpolation(self.interpolation)
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    del rng
-    image = example['image']
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    size = (self.size * width // shorter, self.size * height // shorter)
-    filter_ = _PILLOW_FILTERS[self.interpolation]
-    resized = Image.fromarray(image).resize(size, filter_)
-    return {**example, 'image': np.array(resized)}
-
-
-@dataclasses.dataclass(frozen=True)
-class CenterCrop:
-  """Cuts out the central square, placed as torchvision's `CenterCrop`.
-
-  Raises:
-    ValueError: the image is smaller than `size` (torchvision pads it).
-  """
-
-  size: int
-
-  def __post_init__(self):
-    _check_size(self.size)
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    del rng
-    image = example['image']
-    height, width = image.shape[:2]
-    if min(height, width) < self.size:
-      raise ValueError(
-        f'CenterCrop: the image of {height}x{width} is smaller than '
-        f'size={self.size}; resize its shorter side to {self.size} or more.'
-      )
-    top = round((height - self.size) / 2)
-    left = round((width - self.size) / 2)
-    crop = image[top : top + self.size, left : left + self.size]
-    return {**example, 'image': crop}
-
-
-def train_transform(config: ml_collections.ConfigDict) -> Compose:
-  """The training transform of `config.data`: crop, flip and RandAugment."""
-  steps = [
-    RandomResizedCrop(
-      config.image_size,
-      scale=tuple(config.crop_scale),
-      ratio=tuple(config.crop_ratio),
-      interpolation=config.interpolation,
-    ),
-    RandomFlip(config.flip),
-  ]
-  if config.randaugment_operations:
-    steps.append(
-      randaugment.RandAugment(
-        config.randaugment_operations,
-        magnitude=config.randaugment_magnitude,
-        magnitude_std=config.randaugment_std,
-        fill=tuple(round(255 * value) for value in config.mean),
-        interpolation=config.interpolation,
-      )
-    )
-  return Compose(tuple(steps))
-
-
-def eval_transform(config: ml_collections.ConfigDict) -> Compose:
-  """The evaluation transform of `config.data`: resize and central crop.
-
-  Raises:
-    ValueError: the resized image would be smaller than the crop.
-  """
-  if config.eval_resize < config.image_size:
-    raise ValueError(
-      f'data.eval_resize={config.eval_resize} is less than '
-      f'data.image_size={config.image_size}, which is cropped from it.'
-    )
-  return Compose(
-    (
-      ResizeShort(config.eval_resize, interpolation=config.interpolation),
-      CenterCrop(config.image_size),
-    )
-  )
-
-
-def _check_size(size: int) -> None:
-  if size < 1:
-    raise ValueError(f'size={size} is not a positive number of pixels.')
-
-
-def _check_range(name: str, bounds: tuple[float, float]) -> None:
-  if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-    raise ValueError(f'{name}={bounds} is not (least, greatest), both above 0.')
-
-
-def _check_interpolation(name: str) -> None:
-  if name not in _CV2_FILTERS:
-    raise ValueError(
-      f'interpolation={name!r} is not one of: {", ".join(_CV2_FILTERS)}.'
-    )
+__all__ = [
+  'CenterCrop',
+  'Compose',
+  'Decode',
+  'Example',
+  'Pad',
+  'RandAugment',
+  'RandomFlip',
+  'RandomResizedCrop',
+  'ResizeShort',
+  'Transform',
+]

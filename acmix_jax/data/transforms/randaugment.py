@@ -8,11 +8,15 @@ keeps none from magnitude 10 on, a black image.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+from acmix_jax.data.transforms import transform
+from acmix_jax.data.transforms.transform import Example
 
 GREATEST_MAGNITUDE = 10
 
@@ -96,8 +100,8 @@ class Operation:
 
   Attributes:
     apply: (image, value, options of Pillow's warps) -> image.
-    limit: the value at `GREATEST_MAGNITUDE`, in proportion below.
-    signed: half of the values are negated.
+    limit: value at `GREATEST_MAGNITUDE`, in proportion below.
+    signed: whether half of the values are negated.
   """
 
   apply: Callable[[Image.Image, float, dict[str, Any]], Image.Image]
@@ -140,13 +144,15 @@ class RandAugment:
   Attributes:
     num_operations: operations drawn for an image.
     magnitude: mean strength, 0 to 10.
-    magnitude_std: its deviation; what is drawn is clipped to 0..10.
-    probability: that an operation that was drawn is applied.
+    magnitude_std: standard deviation of the strength, which is clipped to
+      0..10.
+    probability: probability with which a drawn operation is applied.
     fill: colour of the pixels that a warp brings in.
-    interpolation: of warps, 'bilinear' or 'bicubic'.
+    interpolation: filter of the warps, 'bilinear' or 'bicubic'.
 
   Raises:
-    ValueError: a field is out of range.
+    ValueError: a field is out of range; or, when called, the example holds
+      boxes, masks or a label map, which would not follow the image.
   """
 
   num_operations: int = 2
@@ -161,11 +167,15 @@ class RandAugment:
       raise ValueError(
         f'RandAugment: num_operations={self.num_operations} is less than 1.'
       )
-    if not 0 <= self.magnitude <= GREATEST_MAGNITUDE or self.magnitude_std < 0:
+    if not 0 <= self.magnitude <= GREATEST_MAGNITUDE:
       raise ValueError(
         f'RandAugment: magnitude={self.magnitude} is not within '
-        f'0..{GREATEST_MAGNITUDE} or magnitude_std={self.magnitude_std} is '
-        'negative.'
+        f'0..{GREATEST_MAGNITUDE}.'
+      )
+    if not 0 <= self.magnitude_std < math.inf:
+      raise ValueError(
+        f'RandAugment: magnitude_std={self.magnitude_std} is not a finite '
+        'number of at least 0.'
       )
     if not 0 <= self.probability <= 1:
       raise ValueError(
@@ -177,9 +187,8 @@ class RandAugment:
         f'{", ".join(_FILTERS)}.'
       )
 
-  def __call__(
-    self, example: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, Any]:
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    transform.check_arrays(self, example, ('image',))
     operations = rng.choice(list(OPERATIONS.values()), self.num_operations)
     applied = [op for op in operations if rng.random() < self.probability]
     if not applied:

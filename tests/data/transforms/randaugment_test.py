@@ -203,7 +203,9 @@ def test_result_is_a_function_of_the_generator():
   [
     ({'num_operations': 0}, 'num_operations=0'),
     ({'magnitude': 11}, r'magnitude=11 is not within 0\.\.10'),
+    ({'magnitude': np.nan}, 'magnitude=nan'),
     ({'magnitude_std': -1}, 'magnitude_std=-1'),
+    ({'magnitude_std': np.nan}, 'magnitude_std=nan'),
     ({'probability': 1.5}, 'probability=1.5'),
     ({'interpolation': 'lanczos'}, 'bilinear, bicubic'),
   ],

@@ -1,0 +1,64 @@
+"""What the input pipeline asks of a data set."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+  """A set of examples with random access, before decoding.
+
+  It opens its files when it is first read and can be pickled, so that it can be
+  sent to worker processes.
+
+  Attributes:
+    canvases: int [n], the canvas of each example; examples of different ones
+      never share a batch. None: all examples share one.
+  """
+
+  canvases: np.ndarray | None
+
+  def __len__(self) -> int:
+    """Number n of examples."""
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Reads one example.
+
+    Returns:
+      What the transform takes, e.g. `image`: the bytes of an image file, or
+      uint8 RGB [h, w, 3]; and `name`: a file name, or whatever leads a person
+      to the example, for messages.
+
+    Raises:
+      decode.DecodeError, OSError: the example cannot be read.
+    """
+
+  def blank(self, index: int) -> dict[str, Any]:
+    """An example that counts nothing, in place of example `index`.
+
+    Returns:
+      The keys of example `index`, on the same canvas; `name` is not needed.
+    """
+
+
+class LabelledImages:
+  """Base of the sources of images with one label each; all share a canvas.
+
+  The examples have `image`, `label` (int32) and `name`.
+
+  Attributes:
+    class_names: names of the classes; a label is an index into them.
+  """
+
+  class_names: tuple[str, ...]
+  canvases = None
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes."""
+    return len(self.class_names)
+
+  def blank(self, index: int) -> dict[str, Any]:
+    """A black pixel of the first class."""
+    del index
+    return {'image': np.zeros((1, 1, 3), np.uint8), 'label': np.int32(0)}
