@@ -28,7 +28,8 @@ class Checkpoints:
   """The checkpoints of a workdir: the latest ones and the best ones.
 
   A checkpoint holds the `TrainState`, the metrics of an evaluation made at its
-  step, if there was one, and the window of metrics not yet logged.
+  step, if there was one, the window of metrics not yet logged, and whether the
+  training was interrupted before an evaluation that was due.
   """
 
   def __init__(
@@ -84,18 +85,20 @@ class Checkpoints:
   def save(
     self,
     state: state_lib.TrainState,
-    *,
     step: int,
     window: dict[str, list[float]],
-    metrics: dict[str, float],
+    metrics: dict[str, float] | None = None,
+    *,
+    interrupted: bool = False,
   ) -> None:
     """Starts to save; the state may be overwritten at once.
 
     Args:
-      state: the state after `step` updates.
+      state: state after `step` updates.
       step: as in the state, which need not be read from the devices.
       window: see `Window.read`.
-      metrics: of an evaluation of this state, {} without.
+      metrics: results of an evaluation of this state, if there was one.
+      interrupted: whether an evaluation of this state is due and not made.
 
     Raises:
       RuntimeError: a checkpoint of this or a later step exists.
@@ -104,9 +107,11 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        window=ocp.args.JsonSave(window),
+        progress=ocp.args.JsonSave(
+          {'window': window, 'interrupted': interrupted}
+        ),
       ),
-      metrics=metrics,
+      metrics=metrics or {},
     )
     if not saved:
       raise RuntimeError(
@@ -116,8 +121,8 @@ class Checkpoints:
 
   def restore(
     self, step: int, shapes: state_lib.TrainState
-  ) -> tuple[state_lib.TrainState, dict[str, list[float]]]:
-    """(state, window) of a step.
+  ) -> tuple[state_lib.TrainState, dict[str, list[float]], bool]:
+    """(state, window, interrupted) as they were saved.
 
     Args:
       step: step of a checkpoint.
@@ -128,10 +133,11 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes),
-        window=ocp.args.JsonRestore(),
+        progress=ocp.args.JsonRestore(),
       ),
     )
-    return restored.state, restored.window
+    progress = restored.progress
+    return restored.state, progress['window'], progress['interrupted']
 
   def close(self) -> None:
     """Waits for the saves under way."""
@@ -251,23 +257,6 @@ def assign_weights(
     for name, x in old.items()
   }
   return flax.traverse_util.unflatten_dict(new, sep='/')
-
-
-def start_from(
-  state: state_lib.TrainState,
-  weights: dict[str, np.ndarray],
-  replaceable: str,
-) -> state_lib.TrainState:
-  """A fresh state with other weights; arguments as of `assign_weights`."""
-
-  def assign(params, model_state):
-    variables = assign_weights(
-      {'params': params, **model_state}, weights, replaceable
-    )
-    return {'params': variables.pop('params'), 'model_state': variables}
-
-  new = assign(state.params, state.model_state)
-  return state.replace(**new, ema=state.ema and assign(**state.ema))
 
 
 def _quality(best_metric: str):

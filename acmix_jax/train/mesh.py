@@ -177,11 +177,22 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
   )
 
 
+def with_shardings(shapes: Any, mesh: Mesh) -> Any:
+  """The tree of `jax.ShapeDtypeStruct`, each with its sharding on the mesh."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    state_shardings(shapes, mesh),
+  )
+
+
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:
   """The function, traced with the mesh in context.
 
-  There the fused kernels look for the devices to split the images over: see
-  `ops.local_attention_pallas`. All else is split by the compiler.
+  Fused kernels look there for the devices to split the images over (see
+  `ops.sharding`); the compiler splits everything else.
   """
 
   @functools.wraps(function)

@@ -95,8 +95,9 @@ def _config():
 def test_the_update_is_lowered_for_given_devices_without_data():
   config = _config()
   config.data.name, config.data.dir = 'folder', '/nowhere'
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[2:6])
-  lowered = compilation.lower_train_step(config, mesh)
+  training = compilation.make_training(config, jax.devices()[2:6])
+  (canvas,) = training.task.batch_shapes('train')
+  lowered = compilation.lower_update(training, canvas)
   state, metrics = lowered.out_info
   assert set(metrics) == {'loss', 'grad_norm', 'top1', 'top5'}
   (given, batch), _ = lowered.args_info
@@ -106,7 +107,7 @@ def test_the_update_is_lowered_for_given_devices_without_data():
   assert batch['image'].shape == (64, 8, 8, 3)
   config.train.batch_size = 6
   with pytest.raises(ValueError, match='nearest that works: 4 or 8'):
-    compilation.lower_train_step(config, mesh)
+    compilation.make_training(config, jax.devices()[2:6])
 
 
 def test_advice_names_fields_that_may_still_change():
@@ -161,6 +162,7 @@ def test_a_small_model_fits_a_pod_of_four(capsys):
   assert aot.main([*arguments, '--config.model.stage_sizes=(1,)']) == 0
   report = json.loads(capsys.readouterr().out)
   assert report['mesh'] == {'data': 4, 'model': 1} and report['images'] == 16
+  assert report['batch']['image'] == [64, 8, 8, 3]
   assert report['fits'] and 0 < report['needed'] < 2**30
   assert report['collectives']['all-reduce']['count'] > 0
   assert report['moved_bytes'] > 0 and report['flops'] > 0
