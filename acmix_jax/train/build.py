@@ -86,7 +86,8 @@ class Training(Evaluation):
       config: see configs/common.py.
       mesh: see `mesh.make_mesh`.
       task: None: the one that the config names.
-      steps_per_epoch: given where there is no data; None: that of the task.
+      steps_per_epoch: updates of an epoch, given where there is no data; None:
+        `task.steps_per_epoch`.
 
     Raises:
       ValueError: a field that cannot work.

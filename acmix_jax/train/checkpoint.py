@@ -95,8 +95,8 @@ class Checkpoints:
 
     Args:
       state: state after `step` updates.
-      step: as in the state, which need not be read from the devices.
-      window: see `Window.read`.
+      step: step of the state, given so that it need not be read from a device.
+      window: metrics not yet logged, see `metrics_window.Window.read`.
       metrics: results of an evaluation of this state, if there was one.
       interrupted: whether an evaluation of this state is due and not made.
 
@@ -126,8 +126,8 @@ class Checkpoints:
 
     Args:
       step: step of a checkpoint.
-      shapes: the state as `jax.ShapeDtypeStruct`, each with its sharding; the
-        devices need not be those that saved.
+      shapes: the state as `jax.ShapeDtypeStruct` with shardings, whose devices
+        need not be the ones that saved it.
     """
     restored = self._manager.restore(
       step,
@@ -140,7 +140,7 @@ class Checkpoints:
     return restored.state, progress['window'], progress['interrupted']
 
   def close(self) -> None:
-    """Waits for the saves under way."""
+    """Waits until everything is saved."""
     self._manager.close()
 
 
@@ -260,7 +260,7 @@ def assign_weights(
 
 
 def _quality(best_metric: str):
-  """Ranks metrics; those of no evaluation, or nan, come last."""
+  """Function that ranks metrics; no evaluation, or nan, comes last."""
 
   def quality(metrics):
     value = metrics.get(best_metric, -math.inf)

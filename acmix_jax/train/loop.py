@@ -14,6 +14,7 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
+from acmix_jax import lookup
 from acmix_jax.train import build, evaluate, preemption, writer
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
@@ -37,8 +38,9 @@ def run(
       'train' resumes from its latest checkpoint, or starts from
       `config.init_from`, or from random weights.
     mode: 'train', or 'eval': evaluates a checkpoint and prints its metrics.
-    checkpoint: for 'eval': a step of the workdir, or a path as of `init_from`;
-      '' stands for the best of the workdir, or `init_from` without any.
+    checkpoint: for 'eval': a step of the workdir, or a path like `init_from`;
+      '' stands for the best checkpoint of the workdir, or for `init_from` if
+      the workdir has none.
 
   Returns:
     Metrics of the last evaluation that was made.
@@ -48,7 +50,7 @@ def run(
     NonFiniteError: the loss left the finite numbers.
   """
   if mode not in ('train', 'eval'):
-    raise ValueError(f"mode={mode!r} is unknown; known: 'train', 'eval'.")
+    raise ValueError(lookup.unknown('mode', mode, ('train', 'eval')))
   if '://' in workdir:
     raise ValueError(
       f'workdir={workdir!r}: give a path of a file system; mount buckets '

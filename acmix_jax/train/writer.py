@@ -1,6 +1,6 @@
-"""Where figures go: metrics.jsonl, TensorBoard and the log.
+"""Output of a training: config.json, metrics.jsonl, TensorBoard, the log.
 
-Only process 0 writes. `clu.metric_writers` would import TensorFlow.
+Only process 0 writes. `clu.metric_writers` is not used: it imports TensorFlow.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ class MetricsWriter:
   """Writes one JSON object a line, and the same scalars to TensorBoard.
 
   A line reads {"step": n, "train/loss": ...} or {"step": n, "eval/top1": ...}.
-  A figure that is not finite is written as null, which JSON can hold.
+  JSON has no nan and no infinity: they are written as null.
   """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of a training that goes on after `start_step`.
 
-    Lines of later steps are dropped: the resumed training writes them again.
+    Lines of later steps are removed: the resumed training writes them again.
     """
     path = workdir / 'metrics.jsonl'
     _drop_lines_after(path, start_step)
@@ -44,7 +44,7 @@ class MetricsWriter:
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes the figures of a step."""
+    """Writes the values of a step, by name."""
     line = {'step': step} | {
       name: value if math.isfinite(value) else None
       for name, value in values.items()
@@ -70,9 +70,9 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
       if json.loads(line)['step'] > step:
         continue
     except json.JSONDecodeError:
-      continue  # The line that a kill cut off.
+      continue  # A killed process left half a line.
     kept.append(line + '\n')
-  # Replaced at once: a kill here leaves the old file or the new one.
+  # Atomic: a process killed here leaves the old file or the new one.
   temporary = path.with_suffix('.tmp')
   temporary.write_text(''.join(kept))
   os.replace(temporary, path)
@@ -105,7 +105,7 @@ def _flatten(tree: dict, prefix: str = '') -> dict:
 
 
 class TrainingLog:
-  """What a training reports: figures to the files, progress to the user.
+  """Reports of a training: metrics to the files, progress to the user.
 
   Progress is one line rewritten in place on a terminal, log lines elsewhere.
   Speed and remaining time are those of the updates alone: the loop starts the

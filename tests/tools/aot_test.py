@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 from acmix_jax.tools.aot import __main__ as aot
-from acmix_jax.tools.aot import compilation, hlo
+from acmix_jax.tools.aot import compilation, hlo, roofline
 from acmix_jax.train import mesh as mesh_lib
 from configs import digits_acmix
 
@@ -148,6 +148,29 @@ def test_a_missing_compiler_is_named(monkeypatch, capsys):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert aot.main([DIGITS, '--topology=v5e:2x2']) == 2
   assert "pip install 'jax[tpu]'" in capsys.readouterr().err
+
+
+def test_the_report_names_the_canvas():
+  report = roofline.Report(
+    model='resnet50',
+    topology='v5e:2x2',
+    mesh={'data': 4, 'model': 1},
+    chip=roofline.CHIPS['TPU v5 lite'],
+    batch={'image': (64, 256, 192, 3), 'label': (64,)},
+    images=16,
+    memory=None,
+    needed=17 * 2**30,
+    fits=False,
+    flops=0,
+    moved_bytes=0,
+    recomputed=0,
+    collectives={},
+    compile_seconds=1.0,
+    advice=[],
+  )
+  text = roofline.as_text(report)
+  assert 'batch        image 64x256x192x3, label 64\n' in text
+  assert 'DOES NOT FIT 17.00 GiB of 15.75 GiB' in text
 
 
 def test_what_the_compiler_lacks_is_read_from_its_message():

@@ -339,7 +339,7 @@ def test_what_cannot_work_is_said_before_compiling(tmp_path, change, message):
 def test_bucket_and_unknown_mode_are_refused(tmp_path):
   with pytest.raises(ValueError, match='mount buckets'):
     loop.run(_config(), 'gs://bucket/run')
-  with pytest.raises(ValueError, match="mode='test' is unknown"):
+  with pytest.raises(ValueError, match="mode 'test' is unknown"):
     loop.run(_config(), str(tmp_path), 'test')
 
 
@@ -347,10 +347,15 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
   assert digits_acmix.get_config().data.name == 'digits'
   process = subprocess.Popen(
     [
-      *(sys.executable, 'main.py', '--config=configs/digits_acmix.py'),
-      *(f'--workdir={tmp_path}', '--config.model.name=resnet26'),
-      *('--config.model.stage_sizes=(1,)', '--config.model.width=4'),
-      *('--config.train.log_every_steps=1', '--config.train.num_steps=100000'),
+      sys.executable,
+      'main.py',
+      '--config=configs/digits_acmix.py',
+      f'--workdir={tmp_path}',
+      '--config.model.name=resnet26',
+      '--config.model.stage_sizes=(1,)',
+      '--config.model.width=4',
+      '--config.train.log_every_steps=1',
+      '--config.train.num_steps=100000',
       '--config.optim.warmup_epochs=0.0',
     ],
     cwd=ROOT,
