@@ -38,7 +38,7 @@ def main(argv):
   # Here, not above: --help answers at once.
   from acmix_jax.train import loop, mesh
 
-  # Orbax and others report each of their moves at INFO.
+  # Libraries that log by absl, Orbax among them, report every call at INFO.
   logging.getLogger('absl').setLevel(logging.WARNING)
   mesh.initialize_processes()
   loop.run(_CONFIG.value, _WORKDIR.value, _MODE.value, _CHECKPOINT.value)

@@ -12,7 +12,6 @@ unless in float32.
 
 import argparse
 import contextlib
-import functools
 import importlib
 import sys
 import time
@@ -23,15 +22,19 @@ import jax
 import ml_collections
 import numpy as np
 
-from acmix_jax import tasks
+from acmix_jax.train import build
 from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.train import optim, state
 from benchmarks import harness
 
 _MODELS = 'resnet26_acmix,swin_tiny_acmix,san10,pvt_tiny'
 _HEADER = (
-  *('model', 'contestant', 'ms', 'official / this', 'this / baseline'),
-  *('compile s', 'temporary MiB'),
+  'model',
+  'contestant',
+  'ms',
+  'official / this',
+  'this / baseline',
+  'compile s',
+  'temporary MiB',
 )
 
 
@@ -54,31 +57,22 @@ class Update:
   """A contestant that trains on one batch.
 
   Attributes:
-    compile_seconds: of tracing and compiling the update.
-    temporary_bytes: of the compiled program.
+    compile_seconds: Time of tracing and compiling the update.
+    temporary_bytes: Temporary memory of the compiled update.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    mesh = mesh_lib.make_mesh(config.mesh)
-    task = tasks.make_task(config)
-    optimizer = optim.make_optimizer(config.optim, _learning_rate(config))
-    init = functools.partial(state.init_state, task, optimizer, ema_decay=0.0)
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key)
-    self._batch = mesh_lib.to_devices(_noise(config), mesh)
-    update = state.make_train_step(
-      task, optimizer, seed=0, accumulate_steps=1, ema_decay=0.0
+    training = build.Training(
+      config, mesh_lib.make_mesh(config.mesh), steps_per_epoch=1000
     )
+    self._batch = mesh_lib.to_devices(_noise(config), training.mesh)
     start = time.perf_counter()
-    lowered = state.jit_train_step(update, shapes, mesh).lower(
-      shapes, self._batch
-    )
+    lowered = training.update.lower(training.state_shapes, self._batch)
     self._update = lowered.compile()
     self.compile_seconds = time.perf_counter() - start
     memory = self._update.memory_analysis()
     self.temporary_bytes = memory.temp_size_in_bytes
-    shardings = mesh_lib.state_shardings(shapes, mesh)
-    self._state = jax.jit(init, out_shardings=shardings)(key)
+    self._state = training.init(jax.random.key(config.seed))
 
   def __call__(self, calls: int) -> float:
     """See `harness.Contestant`."""
@@ -113,9 +107,9 @@ def measure(
   """Yields a row of the table for each contestant.
 
   Args:
-    name: of the model.
+    name: name of the model.
     args: the parsed options.
-    notes: gets those that do not run.
+    notes: list to which contestants that cannot run are added.
   """
   harness.announce(name)
   baseline = name.removesuffix('_acmix')

@@ -69,17 +69,54 @@ def _optim() -> ml_collections.ConfigDict:
   config.learning_rate = 0.1
   # The rate is for this many images and scaled to the batch; 0: not scaled.
   config.reference_batch_size = 256
+  # 'cosine', 'poly' or 'steps'; the formulas: acmix_jax/train/optim.py.
   config.schedule = 'cosine'
-  config.warmup_epochs = 5.0
-  config.warmup_start = 0.25  # of the learning rate
-  # Whether the cosine runs beneath the warmup, as in timm, or follows it.
-  config.cosine_from_start = False
   config.end_learning_rate = 0.0
+  config.power = 1.0  # of 'poly'
+  # When 'steps' multiplies the rate by its factor, in epochs or in updates.
+  config.milestone_epochs = ()
+  config.milestone_steps = ()
+  config.milestone_factor = 0.1
+  # Linear warmup 'before_decay', 'over_decay' (the decay runs on beneath it, as
+  # in timm) or 'times_decay' (it multiplies the decay, as in mmcv), in epochs
+  # or in updates.
+  config.warmup = 'before_decay'
+  config.warmup_epochs = 5.0
+  config.warmup_steps = 0
+  config.warmup_start = 0.25  # first factor of the learning rate
   config.momentum = 0.9  # of sgd
   config.betas = (0.9, 0.999)  # of adamw
   config.epsilon = 1e-8  # of adamw
   config.weight_decay = 1e-4
-  # Regular expressions of parameter paths that do not decay; here all decay.
-  config.no_decay = ()
   config.clip_norm = 0.0  # greatest norm of the gradient; 0: any
+  # Parameters with other rules; their factors multiply. A recipe may add more.
+  config.groups = ml_collections.ConfigDict()
+  config.groups.no_decay = group(weight_decay=0.0)
+  config.groups.frozen = group(frozen=True)
   return config
+
+
+def group(
+  pattern: str = '',
+  *,
+  learning_rate: float = 1.0,
+  weight_decay: float = 1.0,
+  frozen: bool = False,
+) -> ml_collections.ConfigDict:
+  """A group of parameters with rules of its own.
+
+  Args:
+    pattern: regular expression that matches the paths of the parameters, such
+      as 'stage1_0/conv1/kernel', anywhere; '' matches none.
+    learning_rate: factor of `optim.learning_rate`.
+    weight_decay: factor of `optim.weight_decay`.
+    frozen: whether the parameters never change.
+  """
+  return ml_collections.ConfigDict(
+    {
+      'pattern': pattern,
+      'learning_rate': learning_rate,
+      'weight_decay': weight_decay,
+      'frozen': frozen,
+    }
+  )

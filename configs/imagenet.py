@@ -83,7 +83,7 @@ def pvt(
   config.optim.warmup_epochs = 5.0
   # Norms, biases, the class token, the weights of ACmix's two paths; the
   # position embeddings do decay.
-  config.optim.no_decay = (r'(bias|scale|alpha|beta|token)$',)
+  config.optim.groups.no_decay.pattern = '(bias|scale|alpha|beta|token)$'
   return config
 
 
@@ -110,7 +110,7 @@ def swin(
   config.optim.warmup_epochs = 20.0
   # Norms, biases, among them the tables of relative positions, and the weights
   # of ACmix's two paths; the mixing and the shifts do decay.
-  config.optim.no_decay = (r'(bias|scale|alpha|beta)$',)
+  config.optim.groups.no_decay.pattern = '(bias|scale|alpha|beta)$'
   config.optim.clip_norm = 5.0
   return config
 
@@ -142,7 +142,7 @@ def _transformer(
   config.optim.learning_rate = 5e-4
   config.optim.reference_batch_size = 512
   config.optim.warmup_start = 1e-3  # 1e-6 with 1024 images
-  config.optim.cosine_from_start = True
+  config.optim.warmup = 'over_decay'
   config.optim.end_learning_rate = 1e-5
   config.optim.weight_decay = 0.05
   return config

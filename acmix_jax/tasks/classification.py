@@ -98,6 +98,7 @@ class Classification:
 
   best_metric = 'top1'
   replaceable = r'^params/head/'
+  frozen = ''
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
@@ -181,14 +182,19 @@ class Classification:
       max_damaged=data.max_damaged,
     )
 
-  def batch_shapes(self, batch_size):
+  def batch_shapes(self, split):
     """See `tasks.Task`."""
-    size = self.config.data.image_size
-    return {
-      'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-      'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-      'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-    }
+    size, batch_size = (
+      self.config.data.image_size,
+      self.config[split].batch_size,
+    )
+    return (
+      {
+        'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+        'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+      },
+    )
 
   def init(self, rng):
     """See `tasks.Task`."""

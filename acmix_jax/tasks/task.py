@@ -7,15 +7,24 @@ import jax
 import ml_collections
 import numpy as np
 
+from acmix_jax import lookup
 from acmix_jax.tasks import classification
 
 _TASKS = {'classification': classification.Classification}
 
 
 class Batches(Protocol):
-  """An iterator of batches: dicts of numpy arrays, this process's rows."""
+  """An iterator of batches: dicts of numpy arrays with this process's rows.
 
-  damaged: int  # Examples that could not be read so far.
+  The arrays of a batch have the shapes of one of the canvases of
+  `Task.batch_shapes`, divided among the processes along the leading axis. The
+  canvas of a batch is the same on all processes.
+
+  Attributes:
+    damaged: Examples that this process could not read so far.
+  """
+
+  damaged: int
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Returns itself."""
@@ -28,29 +37,36 @@ class Batches(Protocol):
 
 
 class Evaluator(Protocol):
-  """Accumulates the predictions of one pass over the evaluation split."""
+  """Accumulates the predictions of one pass over the evaluation split.
+
+  It lives on the host of process 0 alone, and sees all examples there: results
+  that are no mean over examples, such as average precision, need no exchange.
+  """
 
   def update(self, predictions: Any) -> None:
-    """Takes the result of `Task.predict` for a batch, as numpy arrays."""
+    """Takes what `Task.predict` returned for a batch, as numpy arrays."""
 
   def result(self) -> dict[str, float]:
-    """Metrics over all that was given."""
+    """Metrics of everything that was given: Python floats and ints."""
 
 
 class Task(Protocol):
   """One problem: its data, loss and metrics. No loop, no jit, no device.
 
   Attributes:
-    steps_per_epoch: updates that one pass over the training split takes.
-    best_metric: metric of `Evaluator.result` by which checkpoints are compared;
+    steps_per_epoch: Updates of one pass over the training split.
+    best_metric: Metric of `Evaluator.result` by which checkpoints are compared;
       larger is better.
-    replaceable: regular expression of variables, e.g. 'params/head/', that
+    replaceable: Regular expression of variables, e.g. 'params/head/', that
       `init_from` may lack or hold in another shape; they start afresh then.
+    frozen: Regular expression of the paths of parameters that never change,
+      e.g. '^backbone/stage1_'; '' for none.
   """
 
   steps_per_epoch: int
   best_metric: str
   replaceable: str
+  frozen: str
 
   def train_data(
     self, start_step: int, process_index: int, process_count: int
@@ -60,8 +76,17 @@ class Task(Protocol):
   def eval_data(self, process_index: int, process_count: int) -> Batches:
     """One pass; as many batches on every process, the last one padded."""
 
-  def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the batches of all processes are together; needs no data."""
+  def batch_shapes(
+    self, split: str
+  ) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+    """Shapes of the batches of all processes together, one dict a canvas.
+
+    Batches differ in shape by canvas alone, e.g. landscape and portrait: the
+    update is compiled once for each. Needs no data.
+
+    Args:
+      split: 'train' or 'eval'.
+    """
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
     """Variables of the model: {'params', and what else it has}."""
@@ -72,7 +97,16 @@ class Task(Protocol):
     """(loss, (model_state, metrics)): float32 scalars, for training."""
 
   def predict(self, params: Any, model_state: Any, batch: dict) -> Any:
-    """Arrays that the evaluator needs of a batch, and no more."""
+    """What the evaluator needs of a batch, and no more: any tree of arrays.
+
+    Either arrays with a row for each example, among them what the batch says
+    about the example (its id, the size of its picture, the mask of examples
+    that pad the last batch): detections of a fixed number, for instance. Or a
+    sum over the examples, made on the devices: a confusion matrix [k, k], where
+    that suffices, is less to move than the labels of all pixels.
+
+    Arrays pass through jax: integers arrive with 32 bits.
+    """
 
   def evaluator(self) -> Evaluator:
     """A new, empty evaluator."""
@@ -84,8 +118,4 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
   Raises:
     ValueError: unknown name, or fields that the task refuses.
   """
-  if config.task not in _TASKS:
-    raise ValueError(
-      f'task={config.task!r} is unknown; known: {", ".join(_TASKS)}.'
-    )
-  return _TASKS[config.task](config)
+  return lookup.find(_TASKS, config.task, 'task')(config)

@@ -19,7 +19,8 @@ class Checkpoints:
   """The checkpoints of a workdir: the latest ones and the best ones.
 
   A checkpoint holds the `TrainState`, the metrics of an evaluation made at its
-  step, if there was one, and the window of metrics not yet logged.
+  step, if there was one, the window of metrics not yet logged, and whether the
+  training was interrupted before an evaluation that was due.
   """
 
   def __init__(
@@ -74,18 +75,20 @@ class Checkpoints:
   def save(
     self,
     state: state_lib.TrainState,
-    *,
     step: int,
     window: dict[str, list[float]],
-    metrics: dict[str, float],
+    metrics: dict[str, float] | None = None,
+    *,
+    interrupted: bool = False,
   ) -> None:
     """Starts to save; the state may be overwritten at once.
 
     Args:
-      state: the state after `step` updates.
-      step: as in the state, which need not be read from the devices.
-      window: see `Window.read`.
-      metrics: result of an evaluation of this state, {} without.
+      state: state after `step` updates.
+      step: step of the state, given so that it need not be read from a device.
+      window: metrics not yet logged, see `metrics_window.Window.read`.
+      metrics: results of an evaluation of this state, if there was one.
+      interrupted: whether an evaluation of this state is due and not made.
 
     Raises:
       KeyError: an evaluation without the metric that ranks checkpoints.
@@ -98,9 +101,11 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        window=ocp.args.JsonSave(window),
+        progress=ocp.args.JsonSave(
+          {'window': window, 'interrupted': interrupted}
+        ),
       ),
-      metrics=metrics,
+      metrics=metrics or {},
     )
     if not saved:
       raise RuntimeError(
@@ -110,23 +115,24 @@ class Checkpoints:
 
   def restore(
     self, step: int, shapes: state_lib.TrainState
-  ) -> tuple[state_lib.TrainState, dict[str, list[float]]]:
-    """(state, window) of a step.
+  ) -> tuple[state_lib.TrainState, dict[str, list[float]], bool]:
+    """(state, window, interrupted) as they were saved.
 
     Args:
       step: step of a checkpoint.
-      shapes: the state as `jax.ShapeDtypeStruct`, each with its sharding; the
-        devices need not be those that saved.
+      shapes: the state as `jax.ShapeDtypeStruct` with shardings, whose devices
+        need not be the ones that saved it.
     """
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes),
-        window=ocp.args.JsonRestore(),
+        progress=ocp.args.JsonRestore(),
       ),
     )
-    return restored.state, restored.window
+    progress = restored.progress
+    return restored.state, progress['window'], progress['interrupted']
 
   def close(self) -> None:
-    """Waits for the saves under way."""
+    """Waits until everything is saved."""
     self._manager.close()

@@ -1,30 +1,25 @@
-"""Training and evaluation of any task: the only place with the order of steps.
+"""Training of any task: the only place with the order of steps.
 
-Step n is the n-th update. After it, where due, come in this order: the log
-line, the evaluation, the checkpoint. A resumed training goes on with step n + 1
-and does what a training that was never stopped would do.
+Step n is the n-th update. After it come, where due, in this order: the log
+line, the evaluation, the checkpoint. On SIGTERM the checkpoint comes before the
+evaluation, for which the machine may have no time left; the resumed training
+evaluates then, and goes on as a training that was never stopped.
 """
 
 import contextlib
-import dataclasses
-import functools
-import json
 import logging
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import ml_collections
 from clu import parameter_overview
 
-from acmix_jax import tasks, weights
+from acmix_jax import lookup, weights
+from acmix_jax.train import build, evaluate, preemption, writer
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import metrics_window as window_lib
-from acmix_jax.train import optim, preemption, writer
 from acmix_jax.train import state as state_lib
-from acmix_jax.weights import files
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +38,9 @@ def run(
       'train' resumes from its latest checkpoint, or starts from
       `config.init_from`, or from random weights.
     mode: 'train', or 'eval': evaluates a checkpoint and prints its metrics.
-    checkpoint: for 'eval': a step of the workdir, or a path as of `init_from`;
-      '' stands for the best of the workdir, or `init_from` without any.
+    checkpoint: for 'eval': a step of the workdir, or a path like `init_from`;
+      '' stands for the best checkpoint of the workdir, or for `init_from` if
+      the workdir has none.
 
   Returns:
     Metrics of the last evaluation that was made.
@@ -54,7 +50,7 @@ def run(
     NonFiniteError: the loss left the finite numbers.
   """
   if mode not in ('train', 'eval'):
-    raise ValueError(f"mode={mode!r} is unknown; known: 'train', 'eval'.")
+    raise ValueError(lookup.unknown('mode', mode, ('train', 'eval')))
   if '://' in workdir:
     raise ValueError(
       f'workdir={workdir!r}: give a path of a file system; mount buckets '
@@ -62,257 +58,118 @@ def run(
     )
   directory = pathlib.Path(workdir).expanduser().absolute()
   mesh = mesh_lib.make_mesh(config.mesh)
-  _check(config, mesh)
-  task = tasks.make_task(config)
   if mode == 'eval':
-    return _evaluate_checkpoint(config, task, mesh, directory, checkpoint)
-  return _train(config, task, mesh, directory)
+    return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
+  return _train(build.Training(config, mesh), directory)
 
 
-def _check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-  train = config.train
-  positive = ('accumulate_steps', 'log_every_steps')
-  not_negative = (
-    *('num_steps', 'num_epochs', 'eval_every_steps'),
-    *('checkpoint_every_steps', 'ema_decay'),
-  )
-  for name in positive + not_negative:
-    least = int(name in positive)
-    if train[name] < least:
-      raise ValueError(f'train.{name}={train[name]} must be >= {least}.')
-  if not train.num_steps and not train.num_epochs:
-    raise ValueError('Set train.num_steps or train.num_epochs above 0.')
-  if train.ema_decay >= 1:
-    raise ValueError(
-      f'train.ema_decay={train.ema_decay} must be below 1, e.g. 0.9999; 0 '
-      'switches it off.'
-    )
-  mesh_lib.check_batch_size(
-    'train.batch_size', train.batch_size, mesh.size * train.accumulate_steps
-  )
-  mesh_lib.check_batch_size(
-    'eval.batch_size', config.eval.batch_size, mesh.size
-  )
-
-
-def _train(config, task, mesh, workdir):
+def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
   """Trains to the end, or to SIGTERM; see `run`."""
-  plan = _Plan.of(config.train, task.steps_per_epoch)
-  schedule = optim.make_schedule(
-    config.optim,
-    num_steps=plan.num_steps,
-    steps_per_epoch=task.steps_per_epoch,
-    batch_size=config.train.batch_size,
-  )
-  optimizer = optim.make_optimizer(config.optim, schedule)
+  every, num_steps = training.config.train, training.num_steps
+  evaluated = {}
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(preemption.Preemption())
     checkpoints = checkpoint_lib.Checkpoints(
-      workdir, best_metric=task.best_metric, **config.checkpoint
+      workdir,
+      best_metric=training.task.best_metric,
+      **training.config.checkpoint,
     )
     stack.callback(checkpoints.close)
-    state, window = _start(config, task, mesh, optimizer, checkpoints)
+    stack.enter_context(_naming_the_latest(checkpoints))
+    state, window, interrupted = _start(training, checkpoints)
     start_step = int(state.step)
-    log = writer.TrainingLog(workdir, config, start_step, plan.num_steps)
+    log = writer.TrainingLog(workdir, training.config, start_step, num_steps)
     stack.callback(log.close)
-    if start_step >= plan.num_steps:
-      logger.info('Nothing to do: step %d of %d.', start_step, plan.num_steps)
-      return {}
-    batches = task.train_data(
+    first_step = start_step if interrupted else start_step + 1
+    if first_step > num_steps:
+      logger.info('Nothing to do: step %d of %d.', start_step, num_steps)
+      return evaluated
+    batches = training.task.train_data(
       start_step, jax.process_index(), jax.process_count()
     )
     stack.callback(batches.close)
-    train_step = state_lib.jit_train_step(
-      state_lib.make_train_step(
-        task,
-        optimizer,
-        seed=config.seed,
-        accumulate_steps=config.train.accumulate_steps,
-        ema_decay=config.train.ema_decay,
-      ),
-      state,
-      mesh,
-    )
-    between = _Between(task, mesh, schedule, checkpoints, log, window)
-    for step in range(start_step + 1, plan.num_steps + 1):
-      batch = mesh_lib.to_devices(next(batches), mesh)
-      state, metrics = train_step(state, batch)
-      window.add(metrics)
-      if step == start_step + 1:
-        # Compilation is over: only what follows tells the speed.
-        jax.block_until_ready(metrics)
-        log.start_clock(step)
-      stopping = stop.reached(step)
-      due = plan.due(step)
-      if due or stopping:
-        between.act(step, due, state, batches.damaged, stopping)
-      if stopping:
-        logger.info('SIGTERM: saved step %d; run again to resume.', step)
-        break
-    return between.evaluated
+
+    for step in range(first_step, num_steps + 1):
+      eval_due = _due(step, every.eval_every_steps, training)
+      if step > start_step:
+        batch = mesh_lib.to_devices(next(batches), training.mesh)
+        state, metrics = training.update(state, batch)
+        window.add(metrics)
+        if step == start_step + 1:
+          # Compilation is over: only what follows tells the speed.
+          jax.block_until_ready(metrics)
+          log.start_clock(step)
+        stopping = stop.reached(step)
+        if _due(step, every.log_every_steps, training):
+          means, rate = window.flush(), float(training.schedule(step - 1))
+          log.train(step, means, rate, state.params, batches.damaged)
+        if stopping:
+          checkpoints.save(state, step, window.read(), interrupted=eval_due)
+          logger.info('SIGTERM: saved step %d; run again to resume.', step)
+          break
+      if eval_due or _due(step, every.checkpoint_every_steps, training):
+        values, metrics = window.read(), {}
+        with log.clock_paused(step):
+          if eval_due:
+            metrics = evaluated = evaluate.evaluate(
+              training, *state.evaluated()
+            )
+            log.eval(step, evaluated)
+          # An evaluated state is always saved, so that the best one is there;
+          # that of an interrupted step is saved already.
+          if step > start_step:
+            checkpoints.save(state, step, values, metrics)
+  return evaluated
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """What is due after which step; after the last one, all."""
-
-  num_steps: int
-  every: dict[str, int]
-
-  @classmethod
-  def of(cls, train: ml_collections.ConfigDict, epoch: int) -> '_Plan':
-    """Plan of a config, where 0 stands for an epoch of so many steps."""
-    return cls(
-      train.num_steps or round(train.num_epochs * epoch),
-      {
-        'log': train.log_every_steps,
-        'eval': train.eval_every_steps or epoch,
-        'checkpoint': train.checkpoint_every_steps or epoch,
-      },
-    )
-
-  def due(self, step: int) -> set[str]:
-    """Those of 'log', 'eval' and 'checkpoint' that follow a step."""
-    last = step == self.num_steps
-    return {name for name, n in self.every.items() if last or step % n == 0}
+def _due(step: int, every_steps: int, training: build.Training) -> bool:
+  """Whether a step ends an interval, 0 for an epoch, or the training."""
+  interval = every_steps or training.steps_per_epoch
+  return step == training.num_steps or step % interval == 0
 
 
-class _Between:
-  """What happens between updates; keeps the last evaluation in `evaluated`."""
-
-  def __init__(self, task, mesh, schedule, checkpoints, log, window):
-    self._task = task
-    self._mesh = mesh
-    self._predict = state_lib.jit_predict(task, mesh)
-    self._schedule = schedule
-    self._checkpoints = checkpoints
-    self._log = log
-    self._window = window
-    self.evaluated = {}
-
-  def act(self, step, due, state, damaged, stopping):
-    """Logs, evaluates and saves what is due, in this order."""
-    self._check_finite()
-    self._log.pause_clock(step)
-    if 'log' in due:
-      self._log.train(
-        step,
-        self._window.flush(),
-        learning_rate=float(self._schedule(step - 1)),
-        params=state.params,
-        damaged=damaged,
-      )
-    metrics = {}
-    if 'eval' in due:
-      metrics = self.evaluated = evaluate(
-        self._task, self._predict, state.evaluated(), self._mesh
-      )
-      self._log.eval(step, metrics)
-    # An evaluated state is always saved, so that the best one is there.
-    if stopping or due & {'eval', 'checkpoint'}:
-      self._checkpoints.save(
-        state, step=step, window=self._window.read(), metrics=metrics
-      )
-    self._log.start_clock(step)
-
-  def _check_finite(self):
-    try:
-      self._window.read()
-    except window_lib.NonFiniteError as error:
-      step = self._checkpoints.latest_step()
-      left = (
-        'no checkpoint is left' if step is None else f'step {step} is saved'
-      )
-      raise window_lib.NonFiniteError(f'{error}; {left}.') from error
+@contextlib.contextmanager
+def _naming_the_latest(checkpoints: checkpoint_lib.Checkpoints):
+  """Adds to the error about a loss that is not finite what is left."""
+  try:
+    yield
+  except window_lib.NonFiniteError as error:
+    step = checkpoints.latest_step()
+    left = 'no checkpoint is left' if step is None else f'step {step} is saved'
+    raise window_lib.NonFiniteError(f'{error}; {left}.') from error
 
 
-def _start(config, task, mesh, optimizer, checkpoints):
-  """(state, window): resumed, or from `init_from`, or random."""
-  init = functools.partial(
-    state_lib.init_state,
-    task,
-    optimizer,
-    ema_decay=config.train.ema_decay,
-  )
-  rng = jax.random.key(config.seed)
-  shapes = state_lib.with_shardings(jax.eval_shape(init, rng), mesh)
+def _start(
+  training: build.Training, checkpoints: checkpoint_lib.Checkpoints
+) -> tuple[state_lib.TrainState, window_lib.Window, bool]:
+  """(state, window, whether its evaluation was due and not made)."""
+  config, task = training.config, training.task
   if jax.process_index() == 0:
     logger.info(
       'Parameters:\n%s',
       parameter_overview.get_parameter_overview(
-        shapes.params, include_stats=False
+        training.state_shapes.params, include_stats=False
       ),
     )
+  # What a training starts from is the first of these that there is:
+  # 1. the latest checkpoint of its workdir, which it resumes;
   step = checkpoints.latest_step()
   if step is not None:
     logger.info('Resuming after step %d.', step)
-    state, values = checkpoints.restore(step, shapes)
-    return state, window_lib.Window(step, values)
-  state = jax.jit(
-    init, out_shardings=jax.tree.map(lambda x: x.sharding, shapes)
-  )(rng)
+    state, values, interrupted = checkpoints.restore(
+      step, training.state_shapes
+    )
+    return state, window_lib.Window(step, values), interrupted
+  # 2. the weights that `init_from` names, with fresh ones where they may lack;
+  rng = jax.random.key(config.seed)
   if config.init_from:
     path = weights.find(config.init_from)
     logger.info('Starting from %s.', path)
-    state = state_lib.start_from(
-      state, weights.load_weights(path), task.replaceable
+    variables = weights.assign(
+      training.random_variables(rng),
+      weights.load_weights(path),
+      task.replaceable,
     )
-  return state, window_lib.Window(0)
-
-
-def evaluate(
-  task: tasks.Task,
-  predict: Callable,
-  variables: tuple[Any, Any],
-  mesh: jax.sharding.Mesh,
-) -> dict[str, float]:
-  """Metrics over the evaluation split.
-
-  Args:
-    task: gives the data and the evaluator.
-    predict: result of `state.jit_predict`.
-    variables: (params, model_state).
-    mesh: devices of the variables.
-  """
-  evaluator = task.evaluator()
-  batches = task.eval_data(jax.process_index(), jax.process_count())
-  with contextlib.closing(batches):
-    # One batch behind: the devices work while the host counts.
-    previous = None
-    for batch in batches:
-      current = predict(*variables, mesh_lib.to_devices(batch, mesh))
-      if previous is not None:
-        evaluator.update(jax.device_get(previous))
-      previous = current
-    if previous is not None:
-      evaluator.update(jax.device_get(previous))
-    if batches.damaged:
-      logger.warning('%d images could not be evaluated.', batches.damaged)
-  return evaluator.result()
-
-
-def _evaluate_checkpoint(config, task, mesh, workdir, checkpoint):
-  """Evaluates stored weights; see `run`."""
-  if checkpoint.isdigit():
-    path = workdir / files.CHECKPOINTS / checkpoint
-  elif checkpoint:
-    path = checkpoint
-  elif config.init_from and not (workdir / files.CHECKPOINTS).exists():
-    path = config.init_from
-  else:
-    path = workdir
-  path = weights.find(path)
-  shapes = jax.eval_shape(task.init, jax.random.key(config.seed))
-  variables = weights.assign(
-    state_lib.with_shardings(shapes, mesh), weights.load_weights(path)
-  )
-  params = variables.pop('params')
-  logger.info('Evaluating %s.', path)
-  metrics = evaluate(
-    task, state_lib.jit_predict(task, mesh), (params, variables), mesh
-  )
-  step = int(path.name) if path.name.isdigit() else 0
-  if jax.process_index() == 0:
-    named = {f'eval/{name}': value for name, value in metrics.items()}
-    print(json.dumps({'step': step} | named))
-  return metrics
+    return training.start(variables), window_lib.Window(0), False
+  # 3. random variables.
+  return training.init(rng), window_lib.Window(0), False

@@ -1,4 +1,4 @@
-"""Processes, devices and shardings: the only module that knows of them."""
+"""Processes, devices and shardings; no other module decides on them."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 logger = logging.getLogger(__name__)
 
-# Smaller leaves are replicated: a gather would cost more than it saves.
+# Arrays of fewer elements are replicated: a gather costs more than it saves.
 MIN_SHARDED_SIZE = 2**14
 
 _PROCESS_VARIABLES = (
@@ -30,7 +30,7 @@ def initialize_processes() -> None:
   JAX_PROCESS_ID set, these are used. Otherwise jax looks for a TPU pod, Slurm,
   Open MPI or Kubernetes; on a plain machine nothing happens. Under Slurm and
   Open MPI jax gives every process one GPU, the one of its local rank; set
-  JAX_LOCAL_DEVICE_IDS=0,1,... where a process shall use several.
+  JAX_LOCAL_DEVICE_IDS=0,1,... for a process that uses several.
 
   Raises:
     ValueError: only some of the three variables are set.
@@ -57,7 +57,7 @@ def initialize_processes() -> None:
   try:
     jax.distributed.initialize()
   except ValueError as error:
-    # What jax says where it finds no cluster.
+    # This is the message of jax on a machine that belongs to no cluster.
     if 'coordinator_address' not in str(error):
       raise
 
@@ -65,12 +65,13 @@ def initialize_processes() -> None:
 def make_mesh(
   config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Mesh over ('data', 'model') from the fields of the same names.
+  """Mesh with the axes ('data', 'model').
 
   Args:
-    config: `data` (-1: all devices that `model` leaves) and `model`. A mesh
-      smaller than the machine uses its first devices (one process only).
-    devices: those to choose from; None: all there are.
+    config: section `mesh` of a config: the sizes `data` (-1: all devices that
+      `model` leaves) and `model`. A mesh smaller than the machine uses its
+      first devices (one process only).
+    devices: devices to choose from; None: all devices.
 
   Raises:
     ValueError: the sizes do not fit the devices.
@@ -127,38 +128,40 @@ def check_batch_size(field: str, size: int, multiple: int) -> None:
 
   Args:
     field: name of the config field, for the message.
-    size: examples over all devices.
-    multiple: devices, times the parts a batch is computed in.
+    size: number of examples over all devices.
+    multiple: number of devices, times the parts a batch is computed in.
 
   Raises:
-    ValueError: `multiple` does not divide `size`; names the nearest that work.
+    ValueError: `multiple` does not divide `size`; the message has the nearest
+      sizes that work.
   """
   if size < 1 or size % multiple:
     below, above = size // multiple * multiple, -(-size // multiple) * multiple
     nearest = f'{below} or {above}' if below > 0 else f'{multiple}'
     raise ValueError(
-      f'{field}={size} is not a positive multiple of {multiple} (devices '
-      f'times train.accumulate_steps); nearest that works: {nearest}.'
+      f'{field}={size} is not a positive multiple of {multiple}, the number of '
+      'devices (in training times train.accumulate_steps); nearest that works: '
+      f'{nearest}.'
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Sharding that gives every device the whole array."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis is split over all devices."""
+  """Sharding that splits the leading axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(('data', 'model')))
 
 
 def parameter_spec(shape: tuple[int, ...], model_size: int) -> PartitionSpec:
-  """Splits the largest axis that `model_size` divides over 'model'.
+  """Partition that splits the largest axis divisible by `model_size`.
 
   Fully sharded data parallelism: parameters and optimiser state rest in parts,
-  and the compiler gathers a layer where it is used. Leaves smaller than
-  `MIN_SHARDED_SIZE` and those without such an axis are replicated. Of equal
-  axes the last is split.
+  and the compiler gathers a layer where it is used. Arrays smaller than
+  `MIN_SHARDED_SIZE` and arrays without such an axis are replicated. The last of
+  several equally long axes is split.
   """
   if model_size == 1 or np.prod(shape) < MIN_SHARDED_SIZE:
     return PartitionSpec()
@@ -170,18 +173,29 @@ def parameter_spec(shape: tuple[int, ...], model_size: int) -> PartitionSpec:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-  """Sharding of every leaf of a tree of arrays or of their shapes."""
+  """Sharding of every leaf of a tree of arrays or shapes."""
   return jax.tree.map(
     lambda x: NamedSharding(mesh, parameter_spec(x.shape, mesh.shape['model'])),
     state,
   )
 
 
+def with_shardings(shapes: Any, mesh: Mesh) -> Any:
+  """The tree of `jax.ShapeDtypeStruct`, each with its sharding on the mesh."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    state_shardings(shapes, mesh),
+  )
+
+
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:
   """The function, traced with the mesh in context.
 
-  There the fused kernels look for the devices to split the images over: see
-  `ops.local_attention_pallas`. All else is split by the compiler.
+  Fused kernels look there for the devices to split the images over (see
+  `ops.sharding`); the compiler splits everything else.
   """
 
   @functools.wraps(function)
@@ -193,7 +207,7 @@ def on_mesh(function: Callable, mesh: Mesh) -> Callable:
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict:
-  """Global arrays from this process's rows of a batch."""
+  """Global arrays, split over the devices, from this process's rows."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch

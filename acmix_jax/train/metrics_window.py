@@ -1,11 +1,11 @@
-"""Metrics of the steps since the last log line."""
+"""The metrics of all steps since the last log line."""
 
 import math
 
 import jax
 
-# Steps given to the devices before the host waits. The devices never idle with
-# two, and the batches in flight stay few.
+# Steps that the host may be ahead of the devices. With two the devices never
+# idle, and few batches wait in their memory.
 MAX_STEPS_AHEAD = 2
 
 
@@ -14,26 +14,27 @@ class NonFiniteError(ArithmeticError):
 
 
 class Window:
-  """Metrics of every step since the last log, on the devices until read.
+  """Metrics of every step since the last log line.
 
-  A checkpoint stores what was read so far (`values`), so that the log lines
-  after a resume are those of a training that was never stopped.
+  They stay on the devices until they are read. A checkpoint stores the result
+  of `read`, so that the log lines after a resume are those of a training that
+  was never stopped.
   """
 
   def __init__(self, step: int, values: dict[str, list[float]] | None = None):
-    """Starts after `step`, with the values of the steps before it, if any."""
+    """Starts after `step`, with the values of steps up to it, if any."""
     self._step = step
     self._values = values or {}
     self._pending = []
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of the next step, scalars on the devices."""
+    """Adds the metrics of the next step, scalars on the devices."""
     self._pending.append(metrics)
     if len(self._pending) > MAX_STEPS_AHEAD:
       jax.block_until_ready(self._pending[-MAX_STEPS_AHEAD - 1])
 
   def read(self) -> dict[str, list[float]]:
-    """Waits for all steps; a copy of their values in order, by name.
+    """Waits for all steps and returns a copy of their values, by name.
 
     Raises:
       NonFiniteError: a loss or a gradient norm is not finite.
@@ -51,7 +52,7 @@ class Window:
     return {name: list(values) for name, values in self._values.items()}
 
   def flush(self) -> dict[str, float]:
-    """Means over the window, which is empty afterwards."""
+    """Means over the window, which is then emptied."""
     values = self.read()
     self._values = {}
     return {name: math.fsum(v) / len(v) for name, v in values.items()}

@@ -1,4 +1,4 @@
-"""Notice of the end of a machine's time: SIGTERM."""
+"""SIGTERM, by which a machine announces that it is taken away."""
 
 import signal
 
@@ -10,8 +10,8 @@ class Preemption:
   """Context in which SIGTERM asks for a stop instead of ending the process.
 
   Where `jax.distributed` runs, its own handler tells all processes, and they
-  agree on a step. Elsewhere a handler of ours takes the signal. The two must
-  not be mixed: the later one would replace the earlier.
+  agree on a step. Elsewhere this class handles the signal. It must not do both:
+  its handler would replace that of jax.
   """
 
   def __enter__(self):
@@ -25,7 +25,7 @@ class Preemption:
     self._requested = True
 
   def reached(self, step: int) -> bool:
-    """Whether to stop after this step; call it once for every step."""
+    """Whether to stop after this step; to be called once for every step."""
     if self._distributed:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._requested

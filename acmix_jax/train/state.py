@@ -1,4 +1,4 @@
-"""Training state, its start on the mesh, and the compiled steps."""
+"""The state of a training and its update, as pure functions."""
 
 import functools
 from collections.abc import Callable
@@ -8,23 +8,23 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from acmix_jax import tasks, weights
-from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.train import optim
+from acmix_jax import tasks
+from acmix_jax.train import groups, optim
 
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a training is, apart from the position in its data (= step).
+  """Everything that a checkpoint must hold to resume a training.
+
+  The position in the data is `step`.
 
   Attributes:
-    step: int32 scalar, updates done.
-    params: parameters, float32.
-    model_state: other variables, e.g. batch statistics; {} without.
-    opt_state: state of the optimiser.
-    ema: moving averages {'params', 'model_state'}, or None.
+    step: Number of finished updates, an int32 scalar.
+    params: Parameters, float32.
+    model_state: Other variables, e.g. batch statistics; {} without any.
+    opt_state: State of the optimiser; it has nothing for frozen parameters.
+    ema: Moving averages {'params', 'model_state'}, or None.
   """
 
   step: jax.Array
@@ -40,60 +40,29 @@ class TrainState:
     return self.ema['params'], self.ema['model_state']
 
 
-def init_state(
-  task: tasks.Task,
+def start_state(
+  variables: dict[str, Any],
   optimizer: optax.GradientTransformation,
-  rng: jax.Array,
+  rules: dict[str, groups.Rule],
   *,
   ema_decay: float,
 ) -> TrainState:
-  """Random start; pure, for `jax.eval_shape` and `jax.jit`."""
-  variables = dict(task.init(rng))
-  params = variables.pop('params')
+  """State of a training that begins with these variables; pure."""
+  model_state = dict(variables)
+  params = model_state.pop('params')
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    model_state=variables,
-    opt_state=optimizer.init(params),
-    ema=({'params': params, 'model_state': variables} if ema_decay else None),
-  )
-
-
-def start_from(
-  state: TrainState, variables: dict[str, Any], replaceable: str
-) -> TrainState:
-  """A fresh state with other weights, its averages too; see `weights.assign`.
-
-  Args:
-    state: the result of `init_state`.
-    variables: the result of `weights.load_weights`.
-    replaceable: see `tasks.Task`.
-  """
-
-  def assign(params, model_state):
-    new = weights.assign(
-      {'params': params, **model_state}, variables, replaceable
-    )
-    return {'params': new.pop('params'), 'model_state': new}
-
-  new = assign(state.params, state.model_state)
-  return state.replace(**new, ema=state.ema and assign(**state.ema))
-
-
-def with_shardings(shapes: Any, mesh: Mesh) -> Any:
-  """Adds to a tree of `jax.ShapeDtypeStruct` where each leaf shall live."""
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    shapes,
-    mesh_lib.state_shardings(shapes, mesh),
+    model_state=model_state,
+    opt_state=optimizer.init(groups.trained(params, rules)),
+    ema=({'params': params, 'model_state': model_state} if ema_decay else None),
   )
 
 
 def make_train_step(
   task: tasks.Task,
   optimizer: optax.GradientTransformation,
+  rules: dict[str, groups.Rule],
   *,
   seed: int,
   accumulate_steps: int,
@@ -104,14 +73,28 @@ def make_train_step(
   The batch is computed in `accumulate_steps` parts, one after the other;
   gradients and metrics are their means, batch statistics pass from part to
   part. Random numbers depend on the seed and the step alone, so that a resumed
-  training draws the same ones. `metrics` holds float32 scalars: those of the
-  task, 'loss', and 'grad_norm' before clipping.
+  training draws the same ones. Frozen parameters have no gradient. `metrics`
+  holds float32 scalars: those of the task, 'loss', and 'grad_norm' before
+  clipping.
+
+  Args:
+    task: gives the loss.
+    optimizer: result of `optim.make_optimizer`.
+    rules: rules of the parameters, see `groups.parameter_rules`.
+    seed: start of all random numbers.
+    accumulate_steps: parts of a batch, a divisor of its size.
+    ema_decay: decay of the moving averages, if the state has any.
   """
 
   def gradients(params, model_state, batch, rng):
+    def loss_of(trained):
+      return task.loss(
+        groups.with_frozen(trained, params), model_state, batch, rng
+      )
+
     (loss, (model_state, metrics)), grads = jax.value_and_grad(
-      task.loss, has_aux=True
-    )(params, model_state, batch, rng)
+      loss_of, has_aux=True
+    )(groups.trained(params, rules))
     return model_state, (grads, metrics | {'loss': loss})
 
   compute = gradients
@@ -123,8 +106,11 @@ def make_train_step(
     model_state, (grads, metrics) = compute(
       state.params, state.model_state, batch, rng
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained = groups.trained(state.params, rules)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = groups.with_frozen(
+      optax.apply_updates(trained, updates), state.params
+    )
     ema = state.ema
     if ema is not None:
       ema = optim.update_average(
@@ -163,22 +149,3 @@ def _accumulate(gradients, count, params, model_state, batch, rng):
     add_part, (model_state, zeros), (jnp.arange(count), parts)
   )
   return model_state, jax.tree.map(lambda x: x / count, sums)
-
-
-def jit_train_step(step: Callable, state: TrainState, mesh: Mesh) -> Callable:
-  """Compiles an update of such states; the state given to it is consumed."""
-  shardings = mesh_lib.state_shardings(state, mesh)
-  return jax.jit(
-    mesh_lib.on_mesh(step, mesh),
-    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-    out_shardings=(shardings, mesh_lib.replicated(mesh)),
-    donate_argnums=0,
-  )
-
-
-def jit_predict(task: tasks.Task, mesh: Mesh) -> Callable:
-  """Compiles `task.predict`; every process gets the whole batch's result."""
-  return jax.jit(
-    mesh_lib.on_mesh(task.predict, mesh),
-    out_shardings=mesh_lib.replicated(mesh),
-  )

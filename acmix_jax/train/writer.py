@@ -1,8 +1,9 @@
-"""Where figures go: metrics.jsonl, TensorBoard and the log.
+"""Output of a training: config.json, metrics.jsonl, TensorBoard, the log.
 
-Only process 0 writes. `clu.metric_writers` would import TensorFlow.
+Only process 0 writes. `clu.metric_writers` is not used: it imports TensorFlow.
 """
 
+import contextlib
 import datetime
 import json
 import logging
@@ -11,13 +12,14 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import tensorboardX
 
-from acmix_jax.train import optim
+from acmix_jax.train import groups
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +28,13 @@ class MetricsWriter:
   """Writes one JSON object a line, and the same scalars to TensorBoard.
 
   A line reads {"step": n, "train/loss": ...} or {"step": n, "eval/top1": ...}.
-  A figure that is not finite is written as null, which JSON can hold.
+  JSON has no nan and no infinity: they are written as null.
   """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of a training that goes on after `start_step`.
 
-    Lines of later steps are dropped: the resumed training writes them again.
+    Lines of later steps are removed: the resumed training writes them again.
     """
     path = workdir / 'metrics.jsonl'
     _drop_lines_after(path, start_step)
@@ -42,7 +44,7 @@ class MetricsWriter:
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Writes the figures of a step."""
+    """Writes the values of a step, by name."""
     line = {'step': step} | {
       name: value if math.isfinite(value) else None
       for name, value in values.items()
@@ -68,9 +70,9 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
       if json.loads(line)['step'] > step:
         continue
     except json.JSONDecodeError:
-      continue  # The line that a kill cut off.
+      continue  # A killed process left half a line.
     kept.append(line + '\n')
-  # Replaced at once: a kill here leaves the old file or the new one.
+  # Atomic: a process killed here leaves the old file or the new one.
   temporary = path.with_suffix('.tmp')
   temporary.write_text(''.join(kept))
   os.replace(temporary, path)
@@ -103,11 +105,11 @@ def _flatten(tree: dict, prefix: str = '') -> dict:
 
 
 class TrainingLog:
-  """What a training reports: figures to the files, progress to the user.
+  """Reports of a training: metrics to the files, progress to the user.
 
   Progress is one line rewritten in place on a terminal, log lines elsewhere.
-  The clock behind speed and remaining time is started by the loop when the
-  first step is compiled, and paused while it evaluates or saves.
+  Speed and remaining time are those of the updates alone: the loop starts the
+  clock when the first update is done, and pauses it to evaluate or save.
   """
 
   def __init__(
@@ -130,20 +132,26 @@ class TrainingLog:
     self._seconds, self._steps, self._damaged = 0.0, 0, 0
 
   def start_clock(self, step: int) -> None:
-    """Times what follows `step`."""
+    """Times the steps after `step`."""
     self._started = time.monotonic(), step
 
-  def pause_clock(self, step: int) -> None:
-    """Stops at `step`, which the devices have finished."""
-    start_time, start_step = self._started
-    self._seconds += time.monotonic() - start_time
-    self._steps += step - start_step
+  @contextlib.contextmanager
+  def clock_paused(self, step: int) -> Iterator[None]:
+    """Context of work after `step`, which the devices have finished."""
+    self._stop_clock(step)
+    yield
+    self.start_clock(step)
+
+  def _stop_clock(self, step):
+    if self._started is not None:
+      start_time, start_step = self._started
+      self._seconds += time.monotonic() - start_time
+      self._steps += step - start_step
 
   def train(
     self,
     step: int,
     means: dict[str, float],
-    *,
     learning_rate: float,
     params: Any,
     damaged: int,
@@ -151,14 +159,16 @@ class TrainingLog:
     """Reports on the steps since the last report.
 
     Args:
-      step: the last of them.
-      means: metrics, means over these steps.
-      learning_rate: that of the last step.
-      params: scalars among them are written, e.g. the rates of ACmix.
-      damaged: images that could not be read since the start.
+      step: last of these steps, which the devices have finished.
+      means: means of the metrics over these steps.
+      learning_rate: learning rate of the last step.
+      params: parameters; the scalars among them are written, e.g. the weights
+        of ACmix's two paths.
+      damaged: number of images that could not be read since the start.
     """
     values = {f'train/{name}': value for name, value in means.items()}
     values['train/learning_rate'] = learning_rate
+    self._stop_clock(step)
     speed = None
     if self._steps:
       speed = self._steps * self._batch_size / self._seconds
@@ -170,6 +180,7 @@ class TrainingLog:
     if self._visible:
       self._files.write(step, values | _scalars(params))
       self._show(step, means, speed)
+    self.start_clock(step)
 
   def eval(self, step: int, metrics: dict[str, float]) -> None:
     """Reports an evaluation."""
@@ -205,7 +216,7 @@ class TrainingLog:
 
 def _scalars(params: Any) -> dict[str, float]:
   leaves = {
-    optim.parameter_path(path): leaf
+    groups.parameter_path(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if leaf.size == 1
   }

@@ -1,15 +1,15 @@
 """Every config: parameters, and the whole update at its real size."""
 
-import functools
 import importlib
 import pathlib
 
+import chex
 import jax
-import jax.numpy as jnp
 import pytest
 
-from acmix_jax import models, tasks
-from acmix_jax.train import optim, state
+from acmix_jax import models
+from acmix_jax.train import build
+from acmix_jax.train import mesh as mesh_lib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
@@ -63,42 +63,17 @@ def test_every_config_has_a_row_and_every_model_a_config():
 @pytest.mark.parametrize('name', _names())
 def test_update_at_real_size_has_the_known_parameters(name):
   config = _config(name)
-  task = tasks.make_task(config)
-  schedule = optim.make_schedule(
-    config.optim,
-    num_steps=1000,
-    steps_per_epoch=100,
-    batch_size=config.train.batch_size,
-  )
-  optimizer = optim.make_optimizer(config.optim, schedule)
-  init = functools.partial(
-    state.init_state, task, optimizer, ema_decay=config.train.ema_decay
-  )
-  before = jax.eval_shape(init, jax.random.key(0))
-  size, batch_size = config.data.image_size, config.train.batch_size
-  batch = {
-    'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-    'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-  }
-  step = state.make_train_step(
-    task,
-    optimizer,
-    seed=config.seed,
-    accumulate_steps=config.train.accumulate_steps,
-    ema_decay=config.train.ema_decay,
-  )
-  after, metrics = jax.eval_shape(step, before, batch)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  training = build.Training(config, mesh, steps_per_epoch=100)
+  before = training.state_shapes
+  (batch,) = training.task.batch_shapes('train')
+  after, metrics = jax.eval_shape(training.update, before, batch)
 
   count = sum(leaf.size for leaf in jax.tree.leaves(before.params))
   assert count == PARAMETERS[name]
-  assert jax.tree.map(_signature, after) == jax.tree.map(_signature, before)
+  chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
   assert set(metrics) == {'loss', 'grad_norm', 'top1', 'top5'}
   assert all(m.shape == () and m.dtype == 'float32' for m in metrics.values())
-
-
-def _signature(leaf):
-  return leaf.shape, leaf.dtype
 
 
 def test_configs_name_their_own_model():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from acmix_jax import models
-from acmix_jax.train import optim
+from acmix_jax.train import groups, optim
 from configs import imagenet
 
 PER_EPOCH = 10
@@ -74,17 +74,14 @@ def parameters(name):
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return params, {optim.parameter_path(p): x.shape for p, x in leaves}
+  return params, {groups.parameter_path(p): x.shape for p, x in leaves}
 
 
 def not_decayed(name, params):
   config = importlib.import_module(f'configs.{name}').get_config()
-  mask = optim.decay_mask(params, config.optim.no_decay)
-  return {
-    optim.parameter_path(path)
-    for path, decays in jax.tree_util.tree_leaves_with_path(mask)
-    if not decays
-  }
+  rules = groups.parameter_rules(params, config.optim.groups)
+  assert all(rule.weight_decay in (0, 1) for rule in rules.values())
+  return {path for path, rule in rules.items() if not rule.weight_decay}
 
 
 @pytest.mark.parametrize('name', ['resnet26_acmix', 'san10_acmix'])

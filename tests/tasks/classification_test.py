@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from acmix_jax.tasks import classification
-from configs import common
+from configs import imagenet
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_evaluator_counts_only_what_the_mask_shows():
   ],
 )
 def test_pixels_that_cannot_be_normalised_are_refused(field, values, message):
-  config = common.resnet_imagenet('resnet26')
+  config = imagenet.resnet('resnet26', stage_sizes=(1, 2, 4, 1))
   config.data[field] = values
   with pytest.raises(ValueError, match=message):
     classification.Classification(config)

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from acmix_jax.data import decode, order, pipeline, transforms
 from acmix_jax.tasks import task as task_lib
-from configs import common
+from configs import imagenet
 
 CANVASES = ((16, 24), (24, 16))  # landscape, portrait
 NUM_CLASSES = 4
@@ -224,7 +224,7 @@ class ToyDense:
 
 def get_config(**train) -> ml_collections.ConfigDict:
   """A recipe; None of its intervals divides another, or the steps."""
-  config = common.resnet_imagenet('toy')
+  config = imagenet.resnet('toy', stage_sizes=())
   config.task = 'toy_dense'
   config.train.update(
     num_steps=13,

@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 from acmix_jax.tools.aot import __main__ as aot
-from acmix_jax.tools.aot import compilation, hlo
+from acmix_jax.tools.aot import compilation, hlo, roofline
 from acmix_jax.train import mesh as mesh_lib
 from configs import digits_acmix
 
@@ -95,8 +95,9 @@ def _config():
 def test_the_update_is_lowered_for_given_devices_without_data():
   config = _config()
   config.data.name, config.data.dir = 'folder', '/nowhere'
-  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[2:6])
-  lowered = compilation.lower_train_step(config, mesh)
+  training = compilation.make_training(config, jax.devices()[2:6])
+  (canvas,) = training.task.batch_shapes('train')
+  lowered = compilation.lower_update(training, canvas)
   state, metrics = lowered.out_info
   assert set(metrics) == {'loss', 'grad_norm', 'top1', 'top5'}
   (given, batch), _ = lowered.args_info
@@ -106,7 +107,7 @@ def test_the_update_is_lowered_for_given_devices_without_data():
   assert batch['image'].shape == (64, 8, 8, 3)
   config.train.batch_size = 6
   with pytest.raises(ValueError, match='nearest that works: 4 or 8'):
-    compilation.lower_train_step(config, mesh)
+    compilation.make_training(config, jax.devices()[2:6])
 
 
 def test_advice_names_fields_that_may_still_change():
@@ -149,6 +150,29 @@ def test_a_missing_compiler_is_named(monkeypatch, capsys):
   assert "pip install 'jax[tpu]'" in capsys.readouterr().err
 
 
+def test_the_report_names_the_canvas():
+  report = roofline.Report(
+    model='resnet50',
+    topology='v5e:2x2',
+    mesh={'data': 4, 'model': 1},
+    chip=roofline.CHIPS['TPU v5 lite'],
+    batch={'image': (64, 256, 192, 3), 'label': (64,)},
+    images=16,
+    memory=None,
+    needed=17 * 2**30,
+    fits=False,
+    flops=0,
+    moved_bytes=0,
+    recomputed=0,
+    collectives={},
+    compile_seconds=1.0,
+    advice=[],
+  )
+  text = roofline.as_text(report)
+  assert 'batch        image 64x256x192x3, label 64\n' in text
+  assert 'DOES NOT FIT 17.00 GiB of 15.75 GiB' in text
+
+
 def test_what_the_compiler_lacks_is_read_from_its_message():
   message = 'Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded by 5.75G.'
   assert compilation._exhausted(message) == 21.5 * 2**30
@@ -161,6 +185,7 @@ def test_a_small_model_fits_a_pod_of_four(capsys):
   assert aot.main([*arguments, '--config.model.stage_sizes=(1,)']) == 0
   report = json.loads(capsys.readouterr().out)
   assert report['mesh'] == {'data': 4, 'model': 1} and report['images'] == 16
+  assert report['batch']['image'] == [64, 8, 8, 3]
   assert report['fits'] and 0 < report['needed'] < 2**30
   assert report['collectives']['all-reduce']['count'] > 0
   assert report['moved_bytes'] > 0 and report['flops'] > 0

@@ -18,6 +18,7 @@ from orbax import checkpoint as ocp
 from acmix_jax import models, weights
 from acmix_jax.train import loop, metrics_window, preemption
 from acmix_jax.train import mesh as mesh_lib
+from acmix_jax.train import state as state_lib
 from configs import digits_acmix, imagenet
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -126,8 +127,16 @@ def _crash():
 def straight(tmp_path_factory):
   """A training that was never stopped, on one device."""
   workdir = tmp_path_factory.mktemp('straight')
+  make_train_step = state_lib.make_train_step
   with pytest.MonkeyPatch.context() as patch:
     _use_tiny(patch)
+    patch.setattr(
+      state_lib,
+      'make_train_step',
+      lambda *args, **options: chex.assert_max_traces(
+        make_train_step(*args, **options), 1
+      ),
+    )
     loop.run(_config(), str(workdir))
   return workdir
 
@@ -144,18 +153,32 @@ def test_lines_come_at_the_intervals_and_at_the_end(straight):
   assert list((straight / 'tensorboard').iterdir())
 
 
-@pytest.mark.parametrize('stop', [_terminate, _crash])
-def test_resuming_equals_never_stopping(tmp_path, monkeypatch, straight, stop):
+@pytest.mark.parametrize(
+  'stop, step, saved',
+  [
+    (_terminate, 7, 7),
+    (_crash, 7, 5),
+    # An evaluation is due after these: it is made on resuming.
+    (_terminate, 10, 10),
+    (_terminate, 13, 13),
+  ],
+)
+def test_resuming_equals_never_stopping(
+  tmp_path, monkeypatch, straight, stop, step, saved
+):
   with monkeypatch.context() as patch:
-    _at_step(patch, 7, stop)
+    _at_step(patch, step, stop)
     if stop is _crash:
       with pytest.raises(RuntimeError, match='crash'):
         loop.run(_config(), str(tmp_path))
     else:
       loop.run(_config(), str(tmp_path))
-  assert _steps(tmp_path)[-1] == (7 if stop is _terminate else 5)
+  assert _steps(tmp_path)[-1] == saved
+  evaluated = [line for line in _lines(tmp_path) if 'eval/top1' in line]
+  assert all(line['step'] < step for line in evaluated)
 
-  loop.run(_config(), str(tmp_path))
+  metrics = loop.run(_config(), str(tmp_path))
+  assert metrics['count'] == 364
   assert _lines(tmp_path) == _lines(straight)
   for (path, ours), (_, expected) in zip(
     _state(tmp_path), _state(straight), strict=True
@@ -289,10 +312,11 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
     ({'eval.batch_size': 4}, 'eval.batch_size=4 .* nearest .* 8'),
     ({'train.num_steps': 0, 'train.num_epochs': 0}, 'num_steps or'),
     ({'train.log_every_steps': 0}, 'log_every_steps=0 must be >= 1'),
-    ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be below 1'),
-    ({'task': 'detect'}, "task='detect' is unknown; known: classification"),
-    ({'optim.name': 'lamb'}, "optim.name='lamb' is unknown"),
-    ({'optim.schedule': 'step'}, "optim.schedule='step' is unknown"),
+    ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be at least 0 and below'),
+    ({'task': 'detect'}, "task 'detect' is unknown. Known: classification"),
+    ({'optim.name': 'lamb'}, "optim.name 'lamb' is unknown"),
+    ({'optim.momentum': 1.0}, 'optim.momentum=1.0 must be in'),
+    ({'optim.groups.frozen.pattern': 'stem'}, "frozen.pattern='stem' matches"),
     ({'loss.smooth_over': 'some'}, "smooth_over='some'"),
     ({'model.num_classes': 9}, 'has 10 classes; set model.num_classes=10'),
     ({'data.eval_split': 'x'}, "'train' and 'validation', not 'x'"),
@@ -313,7 +337,7 @@ def test_what_cannot_work_is_said_before_compiling(tmp_path, change, message):
 def test_bucket_and_unknown_mode_are_refused(tmp_path):
   with pytest.raises(ValueError, match='mount buckets'):
     loop.run(_config(), 'gs://bucket/run')
-  with pytest.raises(ValueError, match="mode='test' is unknown"):
+  with pytest.raises(ValueError, match="mode 'test' is unknown"):
     loop.run(_config(), str(tmp_path), 'test')
 
 
@@ -321,10 +345,15 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
   assert digits_acmix.get_config().data.name == 'digits'
   process = subprocess.Popen(
     [
-      *(sys.executable, 'main.py', '--config=configs/digits_acmix.py'),
-      *(f'--workdir={tmp_path}', '--config.model.name=resnet26'),
-      *('--config.model.stage_sizes=(1,)', '--config.model.width=4'),
-      *('--config.train.log_every_steps=1', '--config.train.num_steps=100000'),
+      sys.executable,
+      'main.py',
+      '--config=configs/digits_acmix.py',
+      f'--workdir={tmp_path}',
+      '--config.model.name=resnet26',
+      '--config.model.stage_sizes=(1,)',
+      '--config.model.width=4',
+      '--config.train.log_every_steps=1',
+      '--config.train.num_steps=100000',
       '--config.optim.warmup_epochs=0.0',
     ],
     cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Two processes train as one, and stop as one."""
+"""Two processes train, evaluate and stop as one."""
 
 import json
 import os
@@ -8,25 +8,73 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _start(workdir, **environment):
-  command = [
-    *(sys.executable, 'main.py', '--config=configs/digits_acmix.py'),
-    *(f'--workdir={workdir}', '--config.model.name=resnet26'),
-    *('--config.model.stage_sizes=(1,)', '--config.model.width=4'),
-    *('--config.train.log_every_steps=1', '--config.train.num_steps=100000'),
-    *('--config.train.batch_size=16', '--config.optim.warmup_epochs=0.0'),
-  ]
+# Evaluates random weights, on every process, without main.py's output.
+EVALUATION = """
+import json, sys
+import jax
+from acmix_jax.train import build, evaluate, mesh
+from configs import digits_acmix
+
+mesh.initialize_processes()
+config = digits_acmix.get_config()
+config.model.name = 'resnet26'
+config.model.stage_sizes, config.model.width = (1,), 4
+training = build.Training(config, mesh.make_mesh(config.mesh))
+state = training.init(jax.random.key(0))
+metrics = evaluate.evaluate(training, *state.evaluated())
+print(json.dumps(metrics), file=sys.stderr)
+"""
+
+
+def _run(*arguments, **environment):
+  """A process with two devices."""
   environment = os.environ | {
     'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
     **environment,
   }
   return subprocess.Popen(
-    command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment,
+    stderr=subprocess.PIPE,
+    text=True,
   )
+
+
+def _train(workdir, **environment):
+  return _run(
+    'main.py',
+    '--config=configs/digits_acmix.py',
+    f'--workdir={workdir}',
+    '--config.model.name=resnet26',
+    '--config.model.stage_sizes=(1,)',
+    '--config.model.width=4',
+    '--config.train.log_every_steps=1',
+    '--config.train.num_steps=100000',
+    '--config.train.batch_size=16',
+    '--config.optim.warmup_epochs=0.0',
+    **environment,
+  )
+
+
+def _pair():
+  """Environments of two processes that find each other."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  return [
+    {
+      'JAX_COORDINATOR_ADDRESS': address,
+      'JAX_NUM_PROCESSES': '2',
+      'JAX_PROCESS_ID': str(index),
+    }
+    for index in range(2)
+  ]
 
 
 def _stop_after(steps, processes):
@@ -54,22 +102,8 @@ def _losses(workdir):
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  _stop_after(
-    4,
-    [
-      _start(
-        tmp_path / 'two',
-        JAX_COORDINATOR_ADDRESS=address,
-        JAX_NUM_PROCESSES='2',
-        JAX_PROCESS_ID=str(index),
-      )
-      for index in range(2)
-    ],
-  )
-  _stop_after(4, [_start(tmp_path / 'one')])
+  _stop_after(4, [_train(tmp_path / 'two', **own) for own in _pair()])
+  _stop_after(4, [_train(tmp_path / 'one')])
 
   two, one = _losses(tmp_path / 'two'), _losses(tmp_path / 'one')
   assert len(two) >= 4 and len(one) >= 4
@@ -77,3 +111,27 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
   # The state was saved at the step that both agreed on.
   (saved,) = (tmp_path / 'two' / 'checkpoints').iterdir()
   assert int(saved.name) == len(two)
+
+
+def _evaluate(*environments):
+  """Metrics that each of the processes returns."""
+  processes = [_run('-c', EVALUATION, **own) for own in environments]
+  try:
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  lines = [
+    [line for line in error.splitlines() if line.startswith('{')]
+    for error in errors
+  ]
+  assert all(lines), '\n'.join(errors)
+  return [json.loads(own[-1]) for own in lines]
+
+
+def test_processes_return_the_metrics_of_all_examples():
+  first, second = _evaluate(*_pair())
+  (alone,) = _evaluate({})
+  assert first == second
+  assert first['count'] == alone['count'] == 364
+  assert first == pytest.approx(alone, rel=1e-5)

@@ -11,12 +11,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from acmix_jax.ops.local_attention import pallas
+from acmix_jax.train import build, groups, state
 from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.train import state
+from configs import imagenet
 
 
 class Regression:
   """A linear task without batch statistics that shows its random numbers."""
+
+  frozen = ''
 
   def init(self, rng):
     return {'params': {'w': jax.random.normal(rng, (3,))}}
@@ -36,10 +39,14 @@ def _batch(rows):
   return {'x': x, 'y': rng.normal(size=rows).astype(np.float32)}
 
 
+RULES = {'w': groups.Rule()}
+
+
 def _step(state_, batch, accumulate_steps=1, ema_decay=0.0):
   step = state.make_train_step(
     Regression(),
     optax.sgd(0.1),
+    RULES,
     seed=0,
     accumulate_steps=accumulate_steps,
     ema_decay=ema_decay,
@@ -48,8 +55,9 @@ def _step(state_, batch, accumulate_steps=1, ema_decay=0.0):
 
 
 def _init(ema_decay=0.0):
-  return state.init_state(
-    Regression(), optax.sgd(0.1), jax.random.key(0), ema_decay=ema_decay
+  variables = Regression().init(jax.random.key(0))
+  return state.start_state(
+    variables, optax.sgd(0.1), RULES, ema_decay=ema_decay
   )
 
 
@@ -122,7 +130,9 @@ def test_state_lies_as_the_rule_says(monkeypatch):
   monkeypatch.setattr(mesh_lib, 'MIN_SHARDED_SIZE', 1)
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 4}))
   assert dict(mesh.shape) == {'data': 2, 'model': 4}
-  shapes = state.with_shardings({'w': jax.ShapeDtypeStruct((8, 3), 'f4')}, mesh)
+  shapes = mesh_lib.with_shardings(
+    {'w': jax.ShapeDtypeStruct((8, 3), 'f4')}, mesh
+  )
   w = jax.device_put(np.ones((8, 3), np.float32), shapes['w'].sharding)
   assert {shard.data.shape for shard in w.addressable_shards} == {(2, 3)}
   batch = mesh_lib.to_devices({'x': np.ones((16, 2))}, mesh)
@@ -131,6 +141,8 @@ def test_state_lies_as_the_rule_says(monkeypatch):
 
 class Attending:
   """A task that is little but a fused kernel."""
+
+  frozen = ''
 
   def init(self, rng):
     return {'params': {'w': jnp.ones(())}}
@@ -144,21 +156,20 @@ class Attending:
 
 
 def test_compiled_steps_split_the_images_of_kernels():
-  task, optimizer = Attending(), optax.sgd(0.1)
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 2}))
-  start = jax.eval_shape(
-    lambda: state.init_state(task, optimizer, jax.random.key(0), ema_decay=0.0)
+  training = build.Training(
+    imagenet.resnet('none', stage_sizes=()),
+    mesh,
+    Attending(),
+    steps_per_epoch=10,
   )
-  step = state.make_train_step(
-    task, optimizer, seed=0, accumulate_steps=1, ema_decay=0.0
-  )
+  start = training.state_shapes
   x = jax.ShapeDtypeStruct(
     (16, 3, 4, 1, 16), 'float32', sharding=mesh_lib.batch_sharding(mesh)
   )
-  given = start.params, start.model_state
   for compiled, arguments, kernels in (
-    (state.jit_train_step(step, start, mesh), [start], 2),
-    (state.jit_predict(task, mesh), given, 1),
+    (training.update, [start], 2),
+    (training.predict, start.evaluated(), 1),
   ):
     # Lowering for several TPUs fails where a kernel is given all images.
     lowered = compiled.trace(*arguments, {'x': x}).lower(

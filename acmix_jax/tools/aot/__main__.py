@@ -4,15 +4,15 @@ r"""Compiles the update of a config for a TPU pod that need not be there.
         --topology=v5e:16x16 --config.train.batch_size=65536 \
         --config.model.dtype=bfloat16 [--json]
 
-The real compiler (`pip install 'jax[tpu]'`) runs on any machine, here without
-data: shapes are all it needs. It prints, for one chip, the memory, the bytes
-moved to and from it, what is exchanged with other chips, and the time that no
-program with these products and bytes can beat. An exit status of 1 says that it
-does not fit, and the output which field to change.
+The real compiler (`pip install 'jax[tpu]'`) runs on any machine. It needs the
+shapes of the batches, but no data. For each canvas of the training images and
+for one chip it prints the memory, the bytes moved to and from it, the bytes
+exchanged with other chips, and a lower bound of the time. Exit status 1 means
+that the update does not fit; the fields to change are printed then.
 
-The bound is the greater of two: products at the peak of bfloat16, and bytes at
-the bandwidth of the memory. The links between chips are not modelled, nor is
-any latency: a real update takes longer.
+The bound is the greater of two times: that of the products at the peak of
+bfloat16, and that of the bytes at the bandwidth of the memory. Neither the
+links between chips nor latencies are modelled: a real update takes longer.
 """
 
 import argparse
@@ -58,19 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('config', metavar='CONFIG.py')
   parser.add_argument('--topology', required=True, help='e.g. v5e:16x16')
-  parser.add_argument('--json', action='store_true', help='print a JSON object')
+  parser.add_argument(
+    '--json', action='store_true', help='print a JSON line for each canvas'
+  )
   args, overrides = parser.parse_known_args(argv)
   try:
     config = _config(args.config, overrides)
-    report = compilation.compile_train_step(config, args.topology)
+    fits = True
+    for report in compilation.compile_updates(config, args.topology):
+      if args.json:
+        print(json.dumps(roofline.as_json(report)))
+      else:
+        print(roofline.as_text(report))
+      fits = fits and report.fits
   except (ImportError, ValueError) as error:
     print(f'aot: {error}', file=sys.stderr)
     return 2
-  if args.json:
-    print(json.dumps(roofline.as_json(report), indent=2))
-  else:
-    print(roofline.as_text(report))
-  return 0 if report.fits else 1
+  return 0 if fits else 1
 
 
 if __name__ == '__main__':

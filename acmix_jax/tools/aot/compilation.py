@@ -5,15 +5,20 @@ import importlib.util
 import os
 import re
 import time
+from collections.abc import Iterator, Sequence
 
 import jax
 import ml_collections
 from jax.experimental import topologies
 
-from acmix_jax import tasks
+from acmix_jax import lookup
 from acmix_jax.tools.aot import hlo, roofline
+from acmix_jax.train import build
 from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.train import optim, state
+
+# Epochs of a config have so many updates: there is no data to ask. They change
+# constants of the program only, the learning rates.
+_STEPS_PER_EPOCH = 1000
 
 # libtpu looks for the machine that it is on unless it is told.
 _ENVIRONMENT = {
@@ -56,51 +61,29 @@ def topology_devices(topology: str) -> list[jax.Device]:
   return list(description.devices)
 
 
-def lower_train_step(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> jax.stages.Lowered:
-  """The update of a training, traced for the mesh.
-
-  The learning rates are those of a training of 100 epochs of 1000 updates,
-  which are constants of the program: nothing depends on them.
+def make_training(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> build.Training:
+  """The training of a config on given devices; needs no data.
 
   Raises:
     ValueError: a field that cannot work.
   """
-  settings = config.train
-  mesh_lib.check_batch_size(
-    'train.batch_size',
-    settings.batch_size,
-    mesh.size * settings.accumulate_steps,
-  )
-  task = tasks.make_task(config)
-  schedule = optim.make_schedule(
-    config.optim,
-    num_steps=100_000,
-    steps_per_epoch=1000,
-    batch_size=settings.batch_size,
-  )
-  optimizer = optim.make_optimizer(config.optim, schedule)
-  init = functools.partial(
-    state.init_state, task, optimizer, ema_decay=settings.ema_decay
-  )
-  shapes = jax.eval_shape(init, jax.random.key(config.seed))
-  train_step = state.make_train_step(
-    task,
-    optimizer,
-    seed=config.seed,
-    accumulate_steps=settings.accumulate_steps,
-    ema_decay=settings.ema_decay,
-  )
-  return state.jit_train_step(train_step, shapes, mesh).lower(
-    shapes, task.batch_shapes(settings.batch_size)
-  )
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  return build.Training(config, mesh, steps_per_epoch=_STEPS_PER_EPOCH)
 
 
-def compile_train_step(
+def lower_update(
+  training: build.Training, batch: dict[str, jax.ShapeDtypeStruct]
+) -> jax.stages.Lowered:
+  """The update of a training, traced for its mesh and batches of a canvas."""
+  return training.update.lower(training.state_shapes, batch)
+
+
+def compile_updates(
   config: ml_collections.ConfigDict, topology: str
-) -> roofline.Report:
-  """Compiles the update of a config for a topology.
+) -> Iterator[roofline.Report]:
+  """Compiles the update of a config for a topology, once for each canvas.
 
   Raises:
     ModuleNotFoundError: libtpu is not installed.
@@ -109,18 +92,26 @@ def compile_train_step(
   devices = topology_devices(topology)
   kind = devices[0].device_kind
   if kind not in roofline.CHIPS:
-    raise ValueError(f'{kind} is unknown; known: {", ".join(roofline.CHIPS)}.')
-  mesh = mesh_lib.make_mesh(config.mesh, devices)
+    raise ValueError(lookup.unknown('Device', kind, roofline.CHIPS))
+  training = make_training(config, devices)
+  for batch in training.task.batch_shapes('train'):
+    yield _compile(training, batch, topology, roofline.CHIPS[kind])
+
+
+def _compile(training, batch, topology, chip):
+  """Report on the update of batches of one canvas."""
+  config, mesh = training.config, training.mesh
   report = functools.partial(
     roofline.Report,
     model=config.model.name,
     topology=topology,
     mesh=dict(mesh.shape),
-    chip=roofline.CHIPS[kind],
+    chip=chip,
+    batch={name: x.shape for name, x in batch.items()},
     images=config.train.batch_size // mesh.size,
   )
   start = time.perf_counter()
-  lowered = lower_train_step(config, mesh)
+  lowered = lower_update(training, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -141,7 +132,7 @@ def compile_train_step(
   seconds = time.perf_counter() - start
   memory = _memory(compiled)
   program = hlo.Program(compiled.as_text())
-  fits = memory.total <= roofline.CHIPS[kind].memory
+  fits = memory.total <= chip.memory
   return report(
     memory=memory,
     needed=memory.total,

@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: what runs, how often, on how many bytes.
+"""Counts in the text of a compiled program: flops, bytes moved, exchanges.
 
 The compiler's own `cost_analysis` counts a loop once, whatever its length, and
 on-chip memory like any other.
@@ -25,13 +25,25 @@ _COST = re.compile(
 )
 
 _COLLECTIVES = (
-  *('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all'),
-  *('ragged-all-to-all', 'collective-permute', 'collective-broadcast'),
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+  'collective-broadcast',
 )
-# They name or wait for what others write.
+# They move nothing: they name or await the results of other instructions.
 _FREE = (
-  *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'),
-  *('after-all', 'partition-id', 'replica-id', 'optimization-barrier'),
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'optimization-barrier',
 )
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
@@ -40,9 +52,9 @@ class Array(NamedTuple):
   """An array of a program.
 
   Attributes:
-    shape: sides.
-    bytes: that it takes, with the padding of its layout.
-    on_chip: whether it lives outside of the main memory.
+    shape: Length of each axis.
+    bytes: Size in memory, with the padding of its layout.
+    on_chip: Whether it lives in on-chip memory, not in the main memory.
   """
 
   shape: tuple[int, ...]
@@ -54,10 +66,10 @@ class Instruction(NamedTuple):
   """A line of a program.
 
   Attributes:
-    opcode: e.g. 'fusion'.
-    results: the array, or those of the tuple.
-    operands: names of other instructions.
-    text: all of the line from the operands on.
+    opcode: Kind of instruction, e.g. 'fusion'.
+    results: Arrays that it makes: one, or several as a tuple.
+    operands: Names of the instructions that it reads.
+    text: Rest of the line, from the operands on.
   """
 
   opcode: str
@@ -77,10 +89,10 @@ Computation = dict[str, Instruction]
 
 
 class Program:
-  """A compiled program, of one device.
+  """A compiled program for one device.
 
   Attributes:
-    loops: turns of its loops, in order.
+    loops: Number of turns of each loop, in the order of the text.
   """
 
   def __init__(self, text: str):
@@ -98,7 +110,7 @@ class Program:
           opcode, _arrays(results), _NAME.findall(_operands(rest)), rest
         )
     self.loops = []
-    # Of what is fused, memory does not see the parts.
+    # The parts of a fusion run without main memory.
     self._run = list(self._walk(entry, 1, fused=False))
 
   def moved_bytes(self) -> int:

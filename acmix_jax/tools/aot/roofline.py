@@ -1,4 +1,4 @@
-"""What a program needs of a device, in words and against its peaks."""
+"""Report on a compiled update, with a bound from the peaks of the device."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,13 +9,13 @@ _GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """What a device of a topology has.
+  """Peaks of one device of a topology.
 
   Attributes:
-    name: of the generation.
-    flops: a second, dense products of bfloat16.
-    bandwidth: bytes a second of the memory.
-    memory: bytes that the compiler lets a program use.
+    name: Name of the generation.
+    flops: Peak of dense bfloat16 products, flops a second.
+    bandwidth: Bandwidth of the main memory, bytes a second.
+    memory: Main memory that the compiler lets a program use, bytes.
   """
 
   name: str
@@ -24,11 +24,10 @@ class Chip(NamedTuple):
   memory: float
 
 
-# By kind of device, from cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. A chip
-# of v4 shows as two devices, its cores, and each has half of it. The memory is
-# what the compiler of libtpu 0.0.42.1 names when a program exceeds it.
+# By kind of device, from cloud.google.com/tpu/docs/v5e, v5p and v6e. The memory
+# is what the compiler of libtpu 0.0.42.1 names when a program exceeds it. v4 is
+# missing: jax makes no mesh of the devices of its topologies, half chips.
 CHIPS = {
-  'TPU v4': Chip('v4 core', 275e12 / 2, 1228e9 / 2, 15.25 * _GIB),
   'TPU v5 lite': Chip('v5e', 197e12, 819e9, 15.75 * _GIB),
   'TPU v5': Chip('v5p', 459e12, 2765e9, 95.74 * _GIB),
   'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 31.25 * _GIB),
@@ -37,13 +36,13 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of one device.
+  """Memory that an update takes on one device, in bytes.
 
   Attributes:
-    arguments: state and batch.
-    results: those that do not replace arguments.
-    temporary: what lives during the update, activations above all.
-    code: the program.
+    arguments: State and batch.
+    results: Results that do not take the place of arguments.
+    temporary: Arrays that live during the update only, mostly activations.
+    code: Compiled program.
   """
 
   arguments: int
@@ -53,7 +52,7 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """All of it."""
+    """Sum of the parts."""
     return sum(dataclasses.astuple(self))
 
 
@@ -62,26 +61,28 @@ class Report:
   """What one device does in an update.
 
   Attributes:
-    model: name of the model.
-    topology: as asked for.
-    mesh: devices along each axis.
-    chip: what the device has.
-    images: that the device computes.
-    memory: that it needs; None where the compiler gave up.
-    needed: bytes, as far as known.
-    fits: whether the memory is enough.
-    flops: of products and kernels.
-    moved_bytes: to and from the memory.
-    recomputed: results that the compiler makes twice to make it fit.
-    collectives: exchanges by kind.
-    compile_seconds: that tracing and compiling took here.
-    advice: fields to change where it does not fit.
+    model: Name of the model.
+    topology: Topology that was asked for.
+    mesh: Number of devices along each axis.
+    chip: Peaks of the device.
+    batch: Shapes of the arrays of a batch, over all devices.
+    images: Number of images that the device computes.
+    memory: Memory that the update takes; None where the compiler gave up.
+    needed: Bytes of memory, as far as known.
+    fits: Whether the device has that memory.
+    flops: Flops of products and kernels.
+    moved_bytes: Bytes moved to and from the main memory.
+    recomputed: Number of results that the compiler makes twice to save memory.
+    collectives: Exchanges with other devices, by kind.
+    compile_seconds: Time of tracing and compiling on this machine.
+    advice: Fields to change if the update does not fit.
   """
 
   model: str
   topology: str
   mesh: dict[str, int]
   chip: Chip
+  batch: dict[str, tuple[int, ...]]
   images: int
   memory: Memory | None
   needed: int
@@ -95,7 +96,7 @@ class Report:
 
   @property
   def bounds(self) -> dict[str, float]:
-    """Seconds that the products and the bytes take at least."""
+    """Least seconds that the products and the bytes can take."""
     return {
       'products': self.flops / self.chip.flops,
       'memory': self.moved_bytes / self.chip.bandwidth,
@@ -119,7 +120,12 @@ def as_text(report: Report) -> str:
   sizes = ' x '.join(f'{name} {size}' for name, size in report.mesh.items())
   lines = [
     f'{report.model} on {report.topology} ({sizes}), {report.images} images '
-    f'on each {chip.name}; compiled in {report.compile_seconds:.0f} s'
+    f'on each {chip.name}; compiled in {report.compile_seconds:.0f} s',
+    'batch        '
+    + ', '.join(
+      f'{name} {"x".join(map(str, shape))}'
+      for name, shape in report.batch.items()
+    ),
   ]
   if report.memory is not None:
     parts = dataclasses.asdict(report.memory)

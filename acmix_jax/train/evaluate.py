@@ -1,0 +1,106 @@
+"""One pass over the evaluation data, and the evaluation of stored weights."""
+
+import contextlib
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from acmix_jax import weights
+from acmix_jax.train import build
+from acmix_jax.train import mesh as mesh_lib
+from acmix_jax.weights import files
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+  evaluation: build.Evaluation, params: Any, model_state: Any
+) -> dict[str, float]:
+  """Metrics of a model's variables over the evaluation split.
+
+  All processes predict; the evaluator runs on process 0, which sends its
+  metrics to the others: every process returns the same.
+  """
+  task, mesh = evaluation.task, evaluation.mesh
+  evaluator = task.evaluator()
+
+  def count(predictions):
+    # All processes wait, so that none puts the whole split on its devices.
+    predictions = jax.block_until_ready(predictions)
+    if jax.process_index() == 0:
+      evaluator.update(jax.device_get(predictions))
+
+  batches = task.eval_data(jax.process_index(), jax.process_count())
+  with contextlib.closing(batches):
+    # One batch behind: the devices work while the host counts.
+    previous = None
+    for batch in batches:
+      batch = mesh_lib.to_devices(batch, mesh)
+      current = evaluation.predict(params, model_state, batch)
+      if previous is not None:
+        count(previous)
+      previous = current
+    if previous is not None:
+      count(previous)
+    if batches.damaged:
+      logger.warning('%d images could not be evaluated.', batches.damaged)
+  return _from_process_0(
+    evaluator.result() if jax.process_index() == 0 else None
+  )
+
+
+def _from_process_0(metrics: dict[str, float] | None) -> dict[str, float]:
+  """The metrics of process 0, on every process; exact, as JSON."""
+  text = np.frombuffer(json.dumps(metrics).encode(), np.uint8)
+  # What is sent must have one shape on all processes, so the size goes first.
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+  text = np.resize(text, size)
+  return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
+
+
+def evaluate_checkpoint(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  workdir: pathlib.Path,
+  checkpoint: str,
+) -> dict[str, float]:
+  """Evaluates stored weights, prints a JSON line and returns the metrics.
+
+  Args:
+    config: see configs/common.py; what only training uses is not looked at.
+    mesh: devices to evaluate on.
+    workdir: folder of a training.
+    checkpoint: see `loop.run`.
+
+  Raises:
+    ValueError: a field that cannot work, or no such weights.
+  """
+  evaluation = build.Evaluation(config, mesh)
+  if checkpoint.isdigit():
+    path = workdir / files.CHECKPOINTS / checkpoint
+  elif checkpoint:
+    path = pathlib.Path(checkpoint)
+  elif config.init_from and not (workdir / files.CHECKPOINTS).exists():
+    path = pathlib.Path(config.init_from)
+  else:
+    path = workdir
+  path = weights.find(path)
+  model_state = weights.assign(
+    evaluation.variable_shapes,
+    weights.load_weights(path),
+    replaceable=None,
+  )
+  params = model_state.pop('params')
+  logger.info('Evaluating %s.', path)
+  metrics = evaluate(evaluation, params, model_state)
+  if jax.process_index() == 0:
+    step = int(path.name) if path.name.isdigit() else 0
+    named = {f'eval/{name}': value for name, value in metrics.items()}
+    print(json.dumps({'step': step} | named))
+  return metrics
