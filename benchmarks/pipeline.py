@@ -38,7 +38,11 @@ _SIZES = (
 _QUALITIES = (98, 99)
 _BATCH_SIZE = 32
 _HEADER = (
-  *('files', 'mean kB', 'threads', 'images/s', 'images/s a core'),
+  'files',
+  'mean kB',
+  'threads',
+  'images/s',
+  'images/s a core',
   'this / stored',
 )
 
@@ -99,10 +103,10 @@ def measure(
   """Images per second of wall time and per second of one core.
 
   Args:
-    source: the files.
-    transform: of the training.
-    threads: that make batches.
-    seconds: to measure for, once every thread has made a batch.
+    source: files to read.
+    transform: training transform.
+    threads: threads that make batches.
+    seconds: time to measure for, once every thread has made a batch.
   """
   batches = pipeline.train_batches(
     source, transform, batch_size=_BATCH_SIZE, seed=0, threads=threads

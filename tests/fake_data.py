@@ -44,7 +44,7 @@ def encode(pixels: np.ndarray, kind: str = 'jpeg', **options: object) -> bytes:
     kind: 'jpeg', 'progressive', 'grey' and 'cmyk' (JPEG files), 'rotated' (a
       JPEG with an EXIF rotation by 90 degrees), 'png', 'rgba', 'palette',
       'grey16' (PNG files).
-    **options: of Pillow's `save`.
+    **options: options of Pillow's `save`.
   """
   image = Image.fromarray(pixels)
   file_format = 'PNG'

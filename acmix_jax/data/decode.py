@@ -28,7 +28,7 @@ def decode(encoded: bytes) -> np.ndarray:
   The pixels are those of `PIL.Image.open(file).convert('RGB')`: grey is
   repeated, palettes are looked up, CMYK is converted, alpha is dropped. An EXIF
   rotation is ignored, since boxes and masks refer to the stored pixels. Of an
-  animation the first frame is taken. Differs from Pillow: 16-bit grey keeps its
+  animation the first frame is taken. Unlike in Pillow, 16-bit grey keeps its
   high byte, where Pillow clips everything above 255 to white.
 
   Grey and three-channel JPEG files go through libjpeg-turbo (simplejpeg where

@@ -112,7 +112,7 @@ def train_batches(
   With `repeats` above 1 (repeated augmentation: "Augment your batch: better
   training with larger batches") an example comes that many times in a row, each
   time transformed anew. A pass keeps its length and shows only a share of the
-  examples. Source: the RASampler of DeiT and PVT, with 3 repeats. Differs:
+  examples. Source: the RASampler of DeiT and PVT, with 3 repeats. Unlike there
   the epoch is not cut to a multiple of 256.
 
   Args:

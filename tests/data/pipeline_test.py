@@ -37,6 +37,15 @@ class Numbers(sources.LabelledImages):
     return {'image': image, 'label': label, 'name': f'number{index}'}
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoCanvases(Numbers):
+  """Numbers on canvas 0, or on canvas 1 where they divide by 3."""
+
+  @property
+  def canvases(self):
+    return (np.arange(self.length) % 3 == 0).astype(np.int64)
+
+
 def add_noise(example, rng):
   """Puts a random number into the last channel."""
   image = example['image'].copy()
@@ -335,27 +344,18 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
   assert str(missing) in str(error.value)
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixed(Numbers):
-  """Numbers on canvas 0, or on canvas 1 where they divide by 3."""
-
-  @property
-  def canvases(self):
-    return (np.arange(self.length) % 3 == 0).astype(np.int64)
-
-
 def is_on_second_canvas(batch):
   (value,) = set(batch['image'][:, 0, 0, 0] % 3 == 0)
   return value
 
 
 def test_canvases_are_the_same_on_all_processes_and_after_a_resume():
-  straight = train(Mixed(31), 20, batch_size=4)
+  straight = train(TwoCanvases(31), 20, batch_size=4)
   kinds = [is_on_second_canvas(batch) for batch in straight]
   assert 0 < sum(kinds) < 20
   for index in range(2):
     resumed = train(
-      Mixed(31),
+      TwoCanvases(31),
       13,
       batch_size=4,
       start_step=7,
@@ -373,10 +373,10 @@ def test_canvases_are_the_same_on_all_processes_and_after_a_resume():
 
 def test_damaged_image_is_replaced_by_the_next_of_its_canvas():
   damaged = (6, 7, 30)
-  expected = indices(train(Mixed(31), 12, batch_size=4))
+  expected = indices(train(TwoCanvases(31), 12, batch_size=4))
   for index, other in ((6, 9), (7, 8), (30, 0)):
     expected[expected == index] = other
-  got = indices(train(Mixed(31, damaged), 12, batch_size=4))
+  got = indices(train(TwoCanvases(31, damaged), 12, batch_size=4))
   np.testing.assert_array_equal(got, expected)
 
 
@@ -384,7 +384,7 @@ def test_damaged_image_is_replaced_by_the_next_of_its_canvas():
 def test_evaluation_pads_each_canvas(process_count):
   shares = [
     evaluate(
-      Mixed(31, damaged=(6,)),
+      TwoCanvases(31, damaged=(6,)),
       batch_size=4,
       process_index=index,
       process_count=process_count,
@@ -424,10 +424,11 @@ def test_empty_source_is_an_error():
 
 
 def test_workers_give_the_same_stream_and_end_with_close():
-  expected = train(Numbers(20, damaged=(4,)), 5)
+  source = TwoCanvases(20, damaged=(4,))
+  expected = train(source, 5)
   children = set(psutil.Process().children(recursive=True))
   batches = pipeline.train_batches(
-    Numbers(20, damaged=(4,)), NOISE, batch_size=8, seed=5, workers=2
+    source, NOISE, batch_size=8, seed=5, workers=2
   )
   result = [next(batches) for _ in range(5)]
   processes = set(psutil.Process().children(recursive=True)) - children

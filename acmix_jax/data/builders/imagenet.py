@@ -64,9 +64,10 @@ class Imagenet2012(
 
     Args:
       source: folder with the two archives.
-      resize_short: length in pixels that the shorter side is reduced to, as
+      resize_short: length in pixels to which the shorter side is reduced, as
         JPEG of quality 95; smaller images stay unchanged. 0: all do.
-      **kwargs: of `tfds.core.GeneratorBasedBuilder`, `data_dir` among them.
+      **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`, among them
+        `data_dir`.
 
     Raises:
       FileNotFoundError: an archive is missing.

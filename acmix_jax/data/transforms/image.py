@@ -30,9 +30,9 @@ class RandomResizedCrop(geometric.Geometric):
   """Crops a box of random area and aspect ratio and resizes it to a square.
 
   Source: "Going Deeper with Convolutions", section 6; the distribution of the
-  boxes is that of torchvision's transform of the same name. Differs: the resize
-  is OpenCV's, see the head of this file; its bicubic kernel has a = -0.75
-  (Pillow -0.5).
+  boxes is that of torchvision's transform of the same name. The resize is
+  OpenCV's instead of Pillow's, see the head of this file; its bicubic kernel
+  has a = -0.75 (Pillow -0.5).
 
   Attributes:
     size: height and width of the result, in pixels.

@@ -2,8 +2,8 @@
 
 Source: "RandAugment: Practical automated data augmentation with a reduced
 search space", in the form in which DeiT, PVT and Swin train: timm 0.3.2's
-'rand-m9-mstd0.5-inc1'. Differs: posterising keeps at least one bit. The source
-keeps none from magnitude 10 on, a black image.
+'rand-m9-mstd0.5-inc1'. Posterising keeps at least one bit here; the source
+keeps none from magnitude 10 on, which gives a black image.
 """
 
 import dataclasses
