@@ -63,7 +63,7 @@ def check(operation: str, others: str):
   """Raises ValueError that names the others if there are no kernels."""
   if missing():
     raise ValueError(
-      f"{operation}: no 'native' kernel, as {missing()} {others} need none."
+      f"{operation}: no 'cpu_kernel' kernel, as {missing()} {others} need none."
     )
 
 
@@ -115,7 +115,7 @@ def _build() -> pathlib.Path:
   parts = [version, *compiler, *_FLAGS, jax.__version__, _processor()]
   parts += [path.read_text() for path in sources + headers]
   key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
-  library = _cache() / f'native-{key}.so'
+  library = _cache() / f'kernels-{key}.so'
   if library.exists():
     return library
   logging.info('Compiling the kernels for CPU, once on this machine.')

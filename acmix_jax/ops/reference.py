@@ -55,8 +55,8 @@ def local_attention(
 
 def shift_convolution(
   maps: jax.Array,
-  mixing: jax.Array,
-  kernel: jax.Array,
+  fc_kernel: jax.Array,
+  depthwise_kernel: jax.Array,
   offset: jax.Array | None = None,
   *,
   strides: int = 1,
@@ -66,8 +66,9 @@ def shift_convolution(
 
   Args:
     maps: [b, h, w, m, d].
-    mixing: fully connected weights [m, t], shared by the d channels.
-    kernel: [kh, kw, t, d * n]; output channel c belongs to channel c // n.
+    fc_kernel: fully connected weights [m, t], shared by the d channels.
+    depthwise_kernel: [kh, kw, t, d * n]; group c // n of output channel c is
+      channel c // n of the maps.
     offset: added to the mixed maps before zero padding; it broadcasts to
       [b, h, w, t, d].
     strides: pixels between outputs.
@@ -77,17 +78,19 @@ def shift_convolution(
     [b, ceil(h / strides), ceil(w / strides), d * n].
   """
   b, h, w, _, d = maps.shape
-  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
+  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, fc_kernel)
   if offset is not None:
     mixed = mixed + offset
-  pad_h = windows.padding(kernel.shape[0], dilation)
-  pad_w = windows.padding(kernel.shape[1], dilation)
+  pad_h = windows.padding(depthwise_kernel.shape[0], dilation)
+  pad_w = windows.padding(depthwise_kernel.shape[1], dilation)
   mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))
   total = 0.0
-  for i in range(kernel.shape[0]):
-    for j in range(kernel.shape[1]):
+  for i in range(depthwise_kernel.shape[0]):
+    for j in range(depthwise_kernel.shape[1]):
       y, x = i * dilation, j * dilation
       shifted = mixed[:, y : y + h : strides, x : x + w : strides]
-      tap = kernel[i, j].reshape(-1, d, kernel.shape[-1] // d)
+      tap = depthwise_kernel[i, j].reshape(
+        -1, d, depthwise_kernel.shape[-1] // d
+      )
       total += jnp.einsum('bhwtd,tdn->bhwdn', shifted, tap)
   return total.reshape(*total.shape[:3], -1)

@@ -10,6 +10,11 @@ def padding(kernel_size: int, dilation: int = 1) -> int:
   return dilation * (kernel_size - 1) // 2
 
 
+def edges(kernel_size: tuple[int, int], dilation: int) -> list[tuple[int, int]]:
+  """Zeros before and after the rows and the columns that keep a map's size."""
+  return [(padding(side, dilation),) * 2 for side in kernel_size]
+
+
 def output_size(size: int, strides: int) -> int:
   """Windows along a side of `size` pixels: ceil(size / strides)."""
   return -(-size // strides)

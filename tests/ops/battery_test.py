@@ -72,15 +72,15 @@ def assert_same(run, exact_run, inputs, dtype, terms):
 
 
 def skip_what_is_not_served(name, case):
-  if name == 'native' and case.dtype != 'float32':
+  if name == 'cpu_kernel' and case.dtype != 'float32':
     pytest.skip('The kernels for CPU are of float32.')
-  if name == 'native' and library.missing():
+  if name == 'cpu_kernel' and library.missing():
     pytest.skip(library.missing())
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)
 # Those of TPU and GPU have a battery of their own; interpreted, they are slow.
-@pytest.mark.parametrize('name', ['patches', 'tiles', 'native'])
+@pytest.mark.parametrize('name', ['patches', 'tiles', 'cpu_kernel'])
 def test_local_attention_equals_the_reference(name, case):
   skip_what_is_not_served(name, case)
   shape = (2, case.h, case.w, case.heads, case.depth)
@@ -104,39 +104,47 @@ def test_local_attention_equals_the_reference(name, case):
 @pytest.mark.parametrize('name', shift_convolution.IMPLEMENTATIONS)
 def test_shift_convolution_equals_the_reference(name, case):
   skip_what_is_not_served(name, case)
-  if name == 'native':
+  if name == 'cpu_kernel':
     case = case._replace(depth=library.LANES)
   taps, m = min(9, case.kernel**2), 3 * case.heads
   size = 2, case.h, case.w
+  coarse = 2, max(1, case.h // 2), max(1, case.w // 2)
   inputs = [
     normal(0, (*size, m, case.depth), case.dtype),
-    normal(1, (m, taps), case.dtype),
+    normal(1, (*coarse, case.heads, case.depth), case.dtype),
+    normal(2, (m + case.heads, taps), case.dtype),
     normal(
-      2, (case.kernel, case.kernel, taps, case.depth * case.heads), case.dtype
+      3, (case.kernel, case.kernel, taps, case.depth * case.heads), case.dtype
     ),
-    normal(3, (taps,), case.dtype),
-    normal(4, (*size, taps, case.depth), case.dtype),
+    normal(4, (taps,), case.dtype),
   ]
   valid = np.arange(case.h * case.w).reshape(size[1:]) % 3 != 1
 
-  def run(maps, mixing, kernel, bias, mixed):
+  def run(maps, coarse, fc_kernel, depthwise_kernel, fc_bias):
     parts = jnp.split(maps, [case.heads], axis=3)
     return shift_convolution.shift_convolution(
-      *(parts, mixing, kernel, bias),
-      mixed=mixed,
+      *([*parts, coarse], fc_kernel, depthwise_kernel, fc_bias),
       valid=valid,
       implementation=name,
       **case.options,
     )
 
-  def exact_run(maps, mixing, kernel, bias, mixed):
-    bias = bias.reshape(1, 1, 1, -1, 1)
-    offset = mixed + bias * valid[None, :, :, None, None]
+  def exact_run(maps, coarse, fc_kernel, depthwise_kernel, fc_bias):
+    rows, columns = (
+      (np.arange(size) // max(1, size // few)).clip(max=few - 1)
+      for size, few in zip(maps.shape[1:3], coarse.shape[1:3], strict=True)
+    )
+    repeated = coarse[:, rows[:, None], columns[None]]
+    fc_bias = fc_bias.reshape(1, 1, 1, -1, 1)
     return reference.shift_convolution(
-      maps, mixing, kernel, offset, **case.options
+      jnp.concatenate([maps, repeated], axis=3),
+      fc_kernel,
+      depthwise_kernel,
+      fc_bias * valid[None, :, :, None, None],
+      **case.options,
     )
 
-  terms = taps * case.kernel**2 * m
+  terms = taps * case.kernel**2 * (m + case.heads)
   assert_same(jax.jit(run), exact_run, inputs, case.dtype, terms)
 
 
@@ -212,7 +220,7 @@ def test_large_logits_neither_overflow_nor_vanish():
     (
       (1, 8, 8, 1, 4),
       {'implementation': 'tile'},
-      'known: auto, patches, tiles, pallas, native',
+      'known: auto, patches, tiles, pallas, cpu_kernel',
     ),
   ],
 )
@@ -224,7 +232,7 @@ def test_local_attention_names_what_is_wrong(shape, options, message):
 
 
 @pytest.mark.parametrize(
-  ('mixing', 'kernel', 'message'),
+  ('fc_kernel', 'depthwise_kernel', 'message'),
   [
     ((5, 9), (3, 3, 9, 8), 'm = 6'),
     ((6, 9), (3, 3, 8, 8), 't = 9'),
@@ -232,18 +240,21 @@ def test_local_attention_names_what_is_wrong(shape, options, message):
     ((6, 4), (2, 2, 4, 8), 'nearest that works: 3'),
   ],
 )
-def test_shift_convolution_names_what_is_wrong(mixing, kernel, message):
+def test_shift_convolution_names_what_is_wrong(
+  fc_kernel, depthwise_kernel, message
+):
   with pytest.raises(ValueError, match=message):
     shift_convolution.shift_convolution(
-      [jnp.zeros((1, 5, 5, 6, 4))], jnp.zeros(mixing), jnp.zeros(kernel)
+      [jnp.zeros((1, 5, 5, 6, 4))],
+      jnp.zeros(fc_kernel),
+      jnp.zeros(depthwise_kernel),
     )
 
 
 @pytest.mark.parametrize(
   ('name', 'needed'),
   [
-    ('bias', r'\(9,\)'),
-    ('mixed', r'\(1, 5, 5, 9, 4\)'),
+    ('fc_bias', r'\(9,\)'),
     ('valid', r'\(5, 5\)'),
   ],
 )
@@ -257,9 +268,19 @@ def test_shift_convolution_names_the_shape_that_is_needed(name, needed):
     )
 
 
-def test_shift_convolution_refuses_maps_of_different_sizes():
-  maps = [jnp.zeros((1, 5, 5, 2, 4)), jnp.zeros((1, 5, 6, 2, 4))]
-  with pytest.raises(ValueError, match='the same b, h, w, d'):
+@pytest.mark.parametrize(
+  ('grids', 'message'),
+  [
+    # A finer grid, one beside the first, two coarse ones, a fine one after.
+    ([(5, 5), (5, 6)], 'share one grid that is coarser'),
+    ([(5, 5), (6, 4)], 'share one grid that is coarser'),
+    ([(5, 5), (2, 2), (1, 1)], 'share one grid that is coarser'),
+    ([(5, 5), (2, 2), (5, 5)], 'must come first'),
+  ],
+)
+def test_shift_convolution_refuses_grids_it_cannot_repeat(grids, message):
+  maps = [jnp.zeros((1, *grid, 1, 4)) for grid in grids]
+  with pytest.raises(ValueError, match=message):
     shift_convolution.shift_convolution(
-      maps, jnp.zeros((4, 9)), jnp.zeros((3, 3, 9, 8))
+      maps, jnp.zeros((len(maps), 9)), jnp.zeros((3, 3, 9, 8))
     )

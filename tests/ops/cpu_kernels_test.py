@@ -21,13 +21,13 @@ def normal(seed, *shape, dtype='float32'):
   return jnp.asarray(values, dtype)
 
 
-def attend(q, k, v, implementation='native', **options):
+def attend(q, k, v, implementation='cpu_kernel', **options):
   return local_attention.local_attention(
     q, k, v, implementation=implementation, **options
   )
 
 
-def convolve(maps, mixing, kernel, implementation='native', **options):
+def convolve(maps, mixing, kernel, implementation='cpu_kernel', **options):
   return shift_convolution.shift_convolution(
     maps, mixing, kernel, implementation=implementation, **options
   )
@@ -73,7 +73,7 @@ SAME = {'rtol': 1e-4, 'atol': 1e-3}
 def test_attention_over_rows_of_several_vectors(shape, options):
   q, k, v = (normal(i, *shape) for i in range(3))
   out, pullback = jax.vjp(
-    functools.partial(attend, implementation='native', **options), q, k, v
+    functools.partial(attend, implementation='cpu_kernel', **options), q, k, v
   )
   want, want_pullback = jax.vjp(
     functools.partial(reference.local_attention, **options), q, k, v

@@ -5,7 +5,7 @@ Exact implementations behind `local_attention`:
   tiles: a square of queries shares the square of keys that its windows cover;
     one tile after the other, so that only one is in memory.
   pallas: one fused kernel for TPU, another for GPU; the logits stay on chip.
-  native: a fused kernel for CPU, compiled from C++ on the machine.
+  cpu_kernel: a fused kernel for CPU, compiled from C++ on the machine.
   auto: see `local_attention`.
 """
 
@@ -55,7 +55,7 @@ def local_attention(
       C++ compiler, and tiles elsewhere, with the same numbers. The GPU kernel
       is tested but has not run on a GPU yet, so it has to be asked for by
       'pallas'; 'patches' is there to compare with. `jax.export` for CPU
-      needs 'tiles' to be asked for: 'native' is of this machine's library.
+      needs 'tiles' to be asked for: 'cpu_kernel' is of this machine's library.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), n, d] in the dtype of v.
@@ -152,11 +152,11 @@ def _pallas(q, k, v, *window):
   return pallas.attend(q, k, v, *window)
 
 
-def _native(q, k, v, *window):
+def _cpu_kernel(q, k, v, *window):
   if not cpu.supports(q, k, v):
     raise ValueError(
-      f"local_attention: 'native' serves float32, not {k.dtype} maps; 'auto' "
-      "and 'tiles' do."
+      f"local_attention: 'cpu_kernel' serves float32, not {k.dtype} maps; "
+      "'auto' and 'tiles' do."
     )
   library.check('local_attention', "'auto' and 'tiles'")
   return cpu.attend(q, k, v, *window)
@@ -167,5 +167,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
   'patches': _patches,
   'tiles': tiles.attend,
   'pallas': _pallas,
-  'native': _native,
+  'cpu_kernel': _cpu_kernel,
 }
