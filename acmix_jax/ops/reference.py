@@ -23,13 +23,13 @@ def local_attention(
   """Softmax attention of each pixel over the window around it (eq. 1, 2).
 
   Args:
-    q: queries [b, h, w, n, d]; every `strides`-th pixel is used.
-    k: keys [b, h, w, n, d].
-    v: values [b, h, w, n, d].
-    position: encoding of each pixel [h, w, d], shared by images and heads.
-    kernel_size: odd side of the window.
-    strides: pixels between queries.
-    dilation: pixels between neighbouring keys of a window.
+    q: Queries [b, h, w, n, d]; every `strides`-th pixel is used.
+    k: Keys [b, h, w, n, d].
+    v: Values [b, h, w, n, d].
+    position: Encoding of each pixel [h, w, d], shared by images and heads.
+    kernel_size: Odd side of the window.
+    strides: Pixels between queries.
+    dilation: Pixels between neighbouring keys of a window.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), n, d].
@@ -37,7 +37,7 @@ def local_attention(
   h, w, d = q.shape[1], q.shape[2], q.shape[4]
   if position is None:
     position = jnp.zeros((h, w, d), q.dtype)
-  pad = windows.padding(kernel_size, dilation)
+  pad = windows.reach(kernel_size, dilation)
   row_of, column_of = windows.reflected(h, pad), windows.reflected(w, pad)
   logits, values = [], []
   query = q[:, ::strides, ::strides] * d**-0.5
@@ -66,13 +66,13 @@ def shift_convolution(
 
   Args:
     maps: [b, h, w, m, d].
-    fc_kernel: fully connected weights [m, t], shared by the d channels.
+    fc_kernel: Fully connected weights [m, t], shared by the d channels.
     depthwise_kernel: [kh, kw, t, d * n]; group c // n of output channel c is
       channel c // n of the maps.
-    offset: added to the mixed maps before zero padding; it broadcasts to
+    offset: Added to the mixed maps before zero padding; it broadcasts to
       [b, h, w, t, d].
-    strides: pixels between outputs.
-    dilation: pixels between neighbouring taps.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), d * n].
@@ -81,8 +81,8 @@ def shift_convolution(
   mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, fc_kernel)
   if offset is not None:
     mixed = mixed + offset
-  pad_h = windows.padding(depthwise_kernel.shape[0], dilation)
-  pad_w = windows.padding(depthwise_kernel.shape[1], dilation)
+  pad_h = windows.reach(depthwise_kernel.shape[0], dilation)
+  pad_w = windows.reach(depthwise_kernel.shape[1], dilation)
   mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))
   total = 0.0
   for i in range(depthwise_kernel.shape[0]):

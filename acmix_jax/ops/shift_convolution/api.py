@@ -1,29 +1,49 @@
-"""The convolution path of ACmix: mix the projections, shift them, and sum.
+"""The convolution path of ACmix: mix the projections, shift them, and sum."""
 
-Exact implementations behind `shift_convolution`:
-  shifts: as in the paper: mixes the maps, then one weighted slice for each tap.
-  grouped: both steps are linear, so the product of both weights applies at
-    once, in one grouped convolution. The k * k * d mixed maps are never in
-    memory.
-  channels: the same product, one channel after the other.
-  cpu_kernel: the same product by kernels for CPU, compiled from C++.
-  auto: grouped, which moves the fewest bytes on TPU, but on CPU, where XLA has
-    no fast grouped convolution (it took fifty times as long): cpu_kernel for
-    float32 maps with a multiple of 16 channels d if there is a C++ compiler,
-    channels for the others.
-"""
-
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from acmix_jax.cpu_kernels import library
-from acmix_jax.ops import images, windows
-from acmix_jax.ops.shift_convolution import channels, cpu, grouped, shifts
+from acmix_jax.ops import implementations, windows, xla_cpu
+from acmix_jax.ops.shift_convolution import (
+  channels,
+  cpu,
+  geometry,
+  grouped,
+  shifts,
+)
+
+# In order of preference. All but 'shifts' are given the product of both
+# weights, so that the k * k * d mixed maps are never in memory.
+IMPLEMENTATIONS = (
+  # Kernels in C++, once `acmix_jax.cpu_kernels` are enabled.
+  implementations.Implementation(
+    'cpu_kernel', ('cpu',), cpu.why_not, cpu.convolve
+  ),
+  # One channel after the other.
+  implementations.Implementation(
+    'channels', ('cpu',), implementations.always, channels.convolve
+  ),
+  # One convolution of XLA's.
+  implementations.Implementation(
+    'grouped',
+    implementations.PLATFORMS,
+    implementations.always,
+    grouped.convolve,
+  ),
+  implementations.Implementation(
+    'channels',
+    implementations.PLATFORMS,
+    implementations.always,
+    channels.convolve,
+  ),
+  # As in the paper: mixes the maps, then one weighted slice for each tap.
+  implementations.Implementation(
+    'shifts', implementations.PLATFORMS, implementations.always, shifts.convolve
+  ),
+)
 
 
 def shift_convolution(
@@ -37,84 +57,80 @@ def shift_convolution(
   dilation: int = 1,
   implementation: str = 'auto',
 ) -> jax.Array:
-  """Mixes m maps into t by a dense layer, then convolves in d groups.
+  """Mixes m maps into t by a fully connected layer, then convolves d groups.
 
   Maps of a coarser grid than the first are mixed on their own grid, as the
-  dense layer is of one pixel, and repeated to the first one's: each pixel
-  h // h_i times along the rows, the last one until all rows are filled, and so
-  along the columns.
+  fully connected layer sees one pixel, and repeated to the grid of the first:
+  each pixel h // h_i times along the rows, the last one until all rows are
+  filled; columns likewise.
 
   Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py, `fc` and `dep_conv`. It
-  is NCHW; its kernel is 3x3 without dilation, its padding fixed at 1; all its
+  is NCHW, its kernel 3x3 without dilation, its padding fixed at 1, and all its
   maps are of one grid. There is no bias after the convolution, as the source's
   initialisation removes the one it declares.
 
   Args:
-    maps: the projections, each [b, h_i, w_i, m_i, d] with one map a head; m is
-      the sum of the m_i. Those of the first one's grid h, w come first; the
+    maps: Projections, each [b, h_i, w_i, m_i, d] with one map a head; m is the
+      sum of the m_i. Those of the first one's grid [h, w] come first; the
       others share one grid.
-    fc_kernel: weights of the dense layer [m, t], shared by the d channels.
+    fc_kernel: Weights of the fully connected layer [m, t], shared by the d
+      channels.
     depthwise_kernel: [k, k, t, d * n]; group c // n of output channel c is
       channel c // n of the maps. `shift_kernel` is its start value.
-    fc_bias: of the dense layer [t].
+    fc_bias: Bias of the fully connected layer [t].
     valid: bool [h, w] of numpy, where the bias is added; None: everywhere.
-    strides: pixels between outputs.
-    dilation: pixels between neighbouring taps.
-    implementation: a name of `IMPLEMENTATIONS`. `jax.export` for CPU and
-      gradients of gradients there need another one than 'auto' and
-      'cpu_kernel'.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
+    implementation: 'auto', or a name of `IMPLEMENTATIONS`; all compute the
+      same numbers up to rounding. 'channels', 'cpu_kernel' and, on CPU, 'auto'
+      have a reverse gradient of the first order only.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), d * n] in the dtype of maps.
 
   Raises:
-    ValueError: shapes that disagree, a window that is not centred, or an
-      unknown implementation.
+    ValueError: Shapes disagree, a window is not centred, or the implementation
+      is unknown or cannot serve.
   """
   _check_maps(maps)
   _check_weights(maps, fc_kernel, depthwise_kernel, fc_bias, valid)
   for side in depthwise_kernel.shape[:2]:
     windows.check_window('shift_convolution', side, strides, dilation)
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f'shift_convolution: no implementation {implementation!r}; known: '
-      f'{", ".join(IMPLEMENTATIONS)}.'
-    )
-  dtype = maps[0].dtype
   fc_kernel, depthwise_kernel, fc_bias = jax.tree.map(
-    lambda x: x.astype(dtype), (fc_kernel, depthwise_kernel, fc_bias)
+    lambda x: x.astype(maps[0].dtype), (fc_kernel, depthwise_kernel, fc_bias)
   )
-  size = maps[0].shape[1:3]
-  fine = [x for x in maps if x.shape[1:3] == size]
-  m = sum(x.shape[3] for x in fine)
-  mixed = None
-  if len(fine) < len(maps):
-    coarse = jnp.concatenate(maps[len(fine) :], axis=3)
-    mixed = _repeat(_mix([coarse], fc_kernel[m:]), *size)
-    fc_kernel = fc_kernel[:m]
   if valid is None:
-    valid = np.ones(size, bool)
-  convolve = functools.partial(
-    IMPLEMENTATIONS[implementation], strides=strides, dilation=dilation
-  )
+    valid = np.ones(maps[0].shape[1:3], bool)
+
+  def convolve(maps, kernel):
+    problem = geometry.describe(maps, kernel, strides, dilation)
+    return implementations.run(
+      IMPLEMENTATIONS,
+      'shift_convolution',
+      implementation,
+      problem,
+      maps,
+      kernel,
+    )
+
+  fine = [x for x in maps if x.shape[1:3] == maps[0].shape[1:3]]
+  mixed = _mix_coarse(maps, len(fine), fc_kernel)
+  fc_kernel = fc_kernel[: sum(x.shape[3] for x in fine)]
   if implementation == 'shifts':
-    total = _mix(fine, fc_kernel)
-    if mixed is not None:
-      total = mixed + total
+    mixed = mixed + _mix(fine, fc_kernel)
     if fc_bias is not None:
-      total += fc_bias.reshape(1, 1, 1, -1, 1) * valid[None, :, :, None, None]
-    return convolve([total], depthwise_kernel)
-  # Both steps are linear: the product of their weights applies at once.
+      mixed += fc_bias.reshape(1, 1, 1, -1, 1) * valid[None, :, :, None, None]
+    return convolve([mixed], depthwise_kernel)
+  # Both steps are linear, so the product of their weights applies at once.
   folded = jnp.einsum('mt,yxtc->yxmc', fc_kernel, depthwise_kernel)
   out = convolve(fine, folded)
-  if mixed is not None:
-    # Beside the maps, in one convolution, it moved a ninth more on TPU.
+  if len(fine) < len(maps):
+    # Beside the maps, in one convolution, it moved a ninth more bytes on TPU.
     out = out + convolve([mixed], depthwise_kernel)
   if fc_bias is not None:
-    taps = jnp.einsum('t,yxtc->yxc', fc_bias, depthwise_kernel)
-    seen = _seen(valid, depthwise_kernel.shape[:2], strides, dilation)
-    added = jnp.einsum('hwyx,yxc->hwc', seen.astype(out.dtype), taps)
-    out = images.add_to_each(out, added)
+    out = xla_cpu.add_to_each(
+      out, _convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation)
+    )
   return out
 
 
@@ -122,8 +138,8 @@ def shift_kernel(kernel_size: int, features: int) -> jax.Array:
   """The start value of the kernel: map t is moved by the t-th of k*k shifts.
 
   Args:
-    kernel_size: odd k.
-    features: output channels; all get the same shifts.
+    kernel_size: Odd k.
+    features: Output channels; all get the same shifts.
 
   Returns:
     float32 [k, k, k * k, features], one where t == k * row + column.
@@ -191,6 +207,15 @@ def _mix(maps, fc_kernel):
   return total
 
 
+def _mix_coarse(maps, fine, fc_kernel):
+  """The coarse maps mixed and repeated [b, h, w, t, d]; 0 without any."""
+  if fine == len(maps):
+    return 0
+  coarse = jnp.concatenate(maps[fine:], axis=3)
+  mixed = _mix([coarse], fc_kernel[-coarse.shape[3] :])
+  return _repeat(mixed, *maps[0].shape[1:3])
+
+
 def _repeat(x, height: int, width: int):
   """Repeats each pixel of a map, and the last ones up to the size asked for."""
   for axis, size in ((1, height), (2, width)):
@@ -205,44 +230,20 @@ def _repeat(x, height: int, width: int):
   return x
 
 
-def _seen(valid, kernel_size, strides, dilation):
-  """Whether each tap of an output is on a valid pixel, [h', w', k, k]."""
+def _convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation):
+  """What the bias of the valid pixels adds to each output [h', w', d * n]."""
   h, w = valid.shape
-  padded = np.pad(valid, windows.edges(kernel_size, dilation))
-  rows, columns = (range(0, k * dilation, dilation) for k in kernel_size)
-  taps = [
-    [padded[y : y + h : strides, x : x + w : strides] for x in columns]
-    for y in rows
-  ]
-  return np.moveaxis(np.array(taps), (0, 1), (2, 3))
-
-
-def _auto(maps, kernel, strides, dilation):
-  on_cpu = channels.convolve
-  if cpu.supports(maps, kernel) and not library.missing():
-    on_cpu = cpu.convolve
-  return lax.platform_dependent(
-    *(list(maps), kernel),
-    cpu=lambda *args: on_cpu(*args, strides, dilation),
-    default=lambda *args: grouped.convolve(*args, strides, dilation),
+  rows, columns, *_ = depthwise_kernel.shape
+  padded = np.pad(valid, windows.same_padding((rows, columns), dilation))
+  # Whether each tap of an output is on a valid pixel, [k, k, h', w'].
+  seen = np.array(
+    [
+      [
+        padded[y : y + h : strides, x : x + w : strides]
+        for x in range(0, columns * dilation, dilation)
+      ]
+      for y in range(0, rows * dilation, dilation)
+    ]
   )
-
-
-def _cpu_kernel(maps, kernel, strides, dilation):
-  if not cpu.supports(maps, kernel):
-    raise ValueError(
-      f"shift_convolution: 'cpu_kernel' serves float32 maps with a multiple of "
-      f'{library.LANES} channels, not {maps[0].dtype} with {maps[0].shape[4]}; '
-      "'auto' and 'channels' do."
-    )
-  library.check('shift_convolution', "'auto' and 'channels'")
-  return cpu.convolve(maps, kernel, strides, dilation)
-
-
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-  'auto': _auto,
-  'shifts': shifts.convolve,
-  'grouped': grouped.convolve,
-  'channels': channels.convolve,
-  'cpu_kernel': _cpu_kernel,
-}
+  taps = jnp.einsum('t,yxtc->yxc', fc_bias, depthwise_kernel)
+  return jnp.einsum('yxhw,yxc->hwc', seen.astype(taps.dtype), taps)

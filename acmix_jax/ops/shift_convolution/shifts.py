@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from acmix_jax.ops import windows
+from acmix_jax.ops.shift_convolution import geometry
 
 
 def convolve(
-  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
+  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
 ) -> jax.Array:
   """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
 
   Sums are kept in float32.
   """
+  strides, dilation = problem.strides, problem.dilation
   x = jnp.concatenate(maps, axis=3)
   _, h, w, _, d = x.shape
-  x = jnp.pad(
-    x, ((0, 0), *windows.edges(kernel.shape[:2], dilation), (0, 0), (0, 0))
-  )
+  padding = windows.same_padding(kernel.shape[:2], dilation)
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0)))
   kernel = kernel.reshape(*kernel.shape[:3], d, -1)
   total = jnp.zeros((), jnp.float32)
   for i in range(kernel.shape[0]):
