@@ -36,11 +36,16 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Not understood: {" ".join(argv[1:])}')
   # Here, not above: --help answers at once.
+  import jax
+
+  from acmix_jax import cpu_kernels
   from acmix_jax.train import loop, mesh
 
   # Libraries that log by absl, Orbax among them, report every call at INFO.
   logging.getLogger('absl').setLevel(logging.WARNING)
   mesh.initialize_processes()
+  if jax.default_backend() == 'cpu':
+    cpu_kernels.enable()
   loop.run(_CONFIG.value, _WORKDIR.value, _MODE.value, _CHECKPOINT.value)
 
 

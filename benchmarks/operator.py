@@ -6,22 +6,25 @@ python -m benchmarks.operator --acmix=DIR_OF_LEAPLABTHU_ACMIX \
 By default 8 images in float32 on CPU, and 64 in bfloat16 with all peers on a
 GPU; there the official layer runs under autocast, as it fails in half
 precision. The peer 'flex' adds a table of the attention alone, against
-PyTorch's flex_attention over the same reflected windows. Temporary memory is
-what a compiled program needs beside its arguments and results.
+PyTorch's flex_attention over the same reflected windows. On CPU 'auto' takes
+the kernels of acmix_jax.cpu_kernels, and 'XLA alone' is 'auto' without them.
+Temporary memory is what a compiled program needs beside its arguments and
+results.
 """
 
 import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import acmix_jax
-from acmix_jax.ops import local_attention
-from acmix_jax.ops.local_attention import pallas
+from acmix_jax import cpu_kernels
+from acmix_jax.ops import implementations, local_attention
+from acmix_jax.ops.local_attention import geometry, pallas_tpu
 from benchmarks import harness
 
 _HEADS = 4
@@ -33,8 +36,13 @@ _PEERS = {
   'flex': {'work': 'flex_attention', 'kernel_size': _KERNEL_SIZE},
 }
 _HEADER = (
-  *('work', 'map', 'contestant', 'ms', 'PyTorch / this'),
-  *('temporary MiB', 'patches / this'),
+  'work',
+  'map',
+  'contestant',
+  'ms',
+  'PyTorch / this',
+  'temporary MiB',
+  'patches / this',
 )
 
 Work = tuple[Callable, list[jax.Array]]
@@ -51,9 +59,9 @@ def make_layer(
     dtype=dtype,
     attention_implementation=implementation,
   )
-  x, to_y = _random(2, shape, dtype)
+  x, dout = _random(2, shape, dtype)
   variables = jax.jit(layer.init)(jax.random.key(0), x)
-  return layer.apply, [variables, x, to_y]
+  return layer.apply, [variables, x, dout]
 
 
 def make_attention(
@@ -78,28 +86,60 @@ _WORKS = {
 }
 
 
+class Program(NamedTuple):
+  """One of ours, compiled forward and backward, with its arguments."""
+
+  compiled: Callable
+  arrays: list[jax.Array]
+
+
+def compile_ours(
+  work: str, implementation: str, shape: tuple[int, ...], dtype: str
+) -> Program:
+  """Compiles a work forward and backward.
+
+  Args:
+    work: Name of `_WORKS`.
+    implementation: Implementation of the attention.
+    shape: Shape of the map [b, h, w, c].
+    dtype: Dtype of input and computation.
+  """
+  make, _ = _WORKS[work]
+  function, arrays = make(implementation, shape, jnp.dtype(dtype))
+  compiled = _forward_backward(function).lower(*arrays).compile()
+  return Program(compiled, arrays)
+
+
 def measure(
-  work: str, shape: tuple[int, ...], args: argparse.Namespace, notes: list[str]
+  work: str,
+  shape: tuple[int, ...],
+  args: argparse.Namespace,
+  ours: dict[str, Program],
+  notes: list[str],
 ) -> Iterator[dict[str, Any]]:
   """Yields a row of the table for each contestant.
 
   Args:
-    work: a name of `_WORKS`.
-    shape: of the map [b, h, w, c].
-    args: the parsed options.
-    notes: gets those that do not run.
+    work: Name of `_WORKS`.
+    shape: Shape of the map [b, h, w, c].
+    args: Parsed options.
+    ours: Programs to measure beside those of `args.implementations`.
+    notes: Gets those that do not run.
   """
   harness.announce(f'{work} {shape}')
-  make, peers = _WORKS[work]
-  contestants, temporary = {}, {}
-  for implementation in _runnable(
-    args.implementations, shape, args.dtype, notes
-  ):
-    function, arrays = make(implementation, shape, jnp.dtype(args.dtype))
-    compiled = _forward_backward(function).lower(*arrays).compile()
-    name = f'ours, {implementation}'
-    temporary[name] = compiled.memory_analysis().temp_size_in_bytes
-    contestants[name] = harness.compiled_contestant(compiled, *arrays)
+  _, peers = _WORKS[work]
+  ours = ours | {
+    f'ours, {name}': compile_ours(work, name, shape, args.dtype)
+    for name in _runnable(args.implementations, shape, args.dtype, notes)
+  }
+  contestants = {
+    name: harness.compiled_contestant(program.compiled, *program.arrays)
+    for name, program in ours.items()
+  }
+  temporary = {
+    name: program.compiled.memory_analysis().temp_size_in_bytes
+    for name, program in ours.items()
+  }
   request = {
     'acmix': args.acmix,
     'batch': shape[0],
@@ -138,9 +178,9 @@ def _forward_backward(function):
   """Jits (*args, gradient of the result) -> result, gradients of args."""
 
   def run(*args):
-    *args, to_result = args
-    result, backward = jax.vjp(function, *args)
-    return result, backward(to_result)
+    *args, dout = args
+    out, pullback = jax.vjp(function, *args)
+    return out, pullback(dout)
 
   return jax.jit(run)
 
@@ -154,13 +194,18 @@ def _runnable(names, shape, dtype, notes):
   """Those of the names that this device runs without interpreting them."""
   b, h, w, c = shape
   maps = jax.ShapeDtypeStruct((b, h, w, _HEADS, c // _HEADS), dtype)
+  problem = geometry.describe(maps, maps, maps, _KERNEL_SIZE, 1, 1)
   platform = {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-  window = _KERNEL_SIZE, 1, 1
-  fused = pallas.supports(maps, maps, *window, platform)
-  if fused or 'pallas' not in names:
-    return names
-  notes.append(f'ours, pallas: no kernel on {platform} for some of the maps.')
-  return [name for name in names if name != 'pallas']
+  runnable = []
+  for name in names:
+    row = implementations.choose(
+      local_attention.IMPLEMENTATIONS, name, problem, platform
+    )
+    if row and row.run is not pallas_tpu.interpret:
+      runnable.append(name)
+    else:
+      notes.append(f'ours, {name}: not on {platform} for some of the maps.')
+  return runnable
 
 
 def _map(text: str) -> tuple[int, int, int]:
@@ -185,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--implementations',
     type=harness.list_of(str),
-    default=','.join(local_attention.IMPLEMENTATIONS),
-    help="of ours; 'patches' is slow on CPU (default: %(default)s)",
+    default=implementations.names(local_attention.IMPLEMENTATIONS),
+    help="of ours; 'patches' is slow on CPU (default: all)",
   )
   parser.add_argument(
     '--dtype',
@@ -210,11 +255,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   unknown = set(args.peers) - set(_PEERS)
   if unknown:
     parser.error(f'--peers: {", ".join(unknown)}; known: {", ".join(_PEERS)}')
-  rows, notes = [], []
   works = ['layer'] + ['attention'] * ('flex' in args.peers)
-  for work in works:
-    for shape in args.maps:
-      rows += measure(work, (args.batch, *shape), args, notes)
+  runs = [(work, (args.batch, *x)) for work in works for x in args.maps]
+  ours, rows, notes = {}, [], []
+  if jax.default_backend() == 'cpu':
+    # What is traced before the kernels are enabled stays without them.
+    ours = {
+      run: {'ours, XLA alone': compile_ours(run[0], 'auto', run[1], args.dtype)}
+      for run in runs
+    }
+    if not cpu_kernels.enable():
+      notes.append(f'No kernels for CPU: {cpu_kernels.why_not()}')
+  for work, shape in runs:
+    rows += measure(work, shape, args, ours.get((work, shape), {}), notes)
   harness.report(args, _HEADER, rows, notes)
   return 0
 

@@ -4,9 +4,9 @@ python -m benchmarks.tpu [--topology=v5e:2x2] [--implementations=tiles,pallas]
 
 Needs the compiler of `pip install 'jax[tpu]'`. The maps are those of the four
 stages of a ResNet on 224 x 224 pixels. Moved is what the program reads from and
-writes to the main memory, loops as often as they turn (`tools.hlo`); accessed
-is the compiler's own count, which takes each loop once and on-chip memory like
-any other.
+writes to the main memory, loops as often as they turn (`tools.aot.hlo`);
+accessed is the compiler's own count, which takes each loop once and on-chip
+memory like any other.
 """
 
 import argparse
@@ -27,8 +27,21 @@ _KERNEL_SIZE = 7
 # Side and channels.
 _MAPS = ('56x64', '28x128', '14x256', '7x512')
 _HEADER = (
-  *('map', 'implementation', 'pass', 'moved GB', 'temporary MB'),
-  *('accessed GB', 'compile s'),
+  'map',
+  'implementation',
+  'pass',
+  'moved GB',
+  'temporary MB',
+  'accessed GB',
+  'compile s',
+)
+# Implementations that run on TPU.
+_IMPLEMENTATIONS = list(
+  dict.fromkeys(
+    row.name
+    for row in local_attention.IMPLEMENTATIONS
+    if 'tpu' in row.platforms
+  )
 )
 
 
@@ -48,9 +61,9 @@ def attention(implementation: str) -> Callable:
 def with_gradients(attend: Callable) -> Callable:
   """The result and, for a gradient of it, those of q, k and v."""
 
-  def run(to_out, *maps):
+  def run(dout, *maps):
     out, pullback = jax.vjp(attend, *maps)
-    return out, pullback(to_out)
+    return out, pullback(dout)
 
   return run
 
@@ -61,9 +74,9 @@ def measure(
   """Yields a row of the table for each program.
 
   Args:
-    args: the parsed options.
-    device: to compile for.
-    notes: gets what does not compile.
+    args: Parsed options.
+    device: Device to compile for.
+    notes: Gets what does not compile.
   """
   sharding = jax.sharding.SingleDeviceSharding(device)
   for name in args.maps:
@@ -119,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--implementations',
     type=words,
-    default=('patches', 'tiles', 'pallas'),
+    default=_IMPLEMENTATIONS,
     metavar='NAME,..',
   )
   parser.add_argument('--batch', type=int, default=32)

@@ -22,6 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from acmix_jax import cpu_kernels
 from acmix_jax.train import build
 from acmix_jax.train import mesh as mesh_lib
 from benchmarks import harness
@@ -206,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
   rows, notes = [], []
+  if jax.default_backend() == 'cpu' and not cpu_kernels.enable():
+    notes.append(f'No kernels for CPU: {cpu_kernels.why_not()}')
   for name in args.models:
     rows += measure(name, args, notes)
   harness.report(args, _HEADER, rows, notes)

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BOTTOM = {'lookup', 'version'}
 # A file may import the layers that its own one lists here, and its own.
 BELOW = {
-  'main': {'acmix_jax.train'},
+  'main': {'acmix_jax.train', 'acmix_jax.cpu_kernels'},
   'configs': set(),
   'acmix_jax': {'models', 'nn', 'ops', 'weights'},
   'tools': {'train', 'tasks', 'models', 'nn', 'ops', 'data', 'weights'},

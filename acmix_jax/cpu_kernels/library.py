@@ -1,16 +1,11 @@
-"""Kernels for CPU in C++: compiled on this machine, called through jax's FFI.
+"""The library of the kernels: compiled for this machine, and kept in a cache.
 
-XLA computes the two aggregations on CPU several times slower than a loop over
-vectors does. The sources beside this file are compiled once, for the processor
-at hand, by the compiler that CXX names or the first of c++, g++ and clang++ on
-the path; the library is kept in $XDG_CACHE_HOME or ~/.cache. Where there is no
-compiler, 'auto' computes the same without the kernels. Where that folder cannot
-be written, every process compiles for itself.
+Others must not be able to write the cache, and a file in it counts only with
+its checksum: what is loaded runs with the rights of the user, and a library
+that was cut short ends the process with a bus error.
 """
 
 import contextlib
-import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -18,113 +13,87 @@ import pathlib
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 _SOURCES = pathlib.Path(__file__).parent
 _FLAGS = ('-std=c++17', '-O3', '-march=native', '-fPIC', '-shared')
-_HANDLERS = (
-  'LocalAttention',
-  'LocalAttentionGradient',
-  'ShiftConvolution',
-  'ShiftConvolutionMapGradient',
-  'ShiftConvolutionKernelGradient',
-)
-# Channels of a vector on any processor are a divisor of this.
-LANES = 16
+# The compiler takes about 15 seconds.
+_TIMEOUT_SECONDS = 300
+
+logger = logging.getLogger(__name__)
 
 
-@functools.cache
-def missing() -> str:
-  """Why there are no kernels on this machine; empty if there are.
+@contextlib.contextmanager
+def built() -> Iterator[pathlib.Path]:
+  """The library of the sources as they are, compiled if it is not in the cache.
 
-  Compiles and loads them at the first call.
-  """
-  if jax.default_backend() != 'cpu':
-    return 'jax does not compute on CPU by default here.'
-  try:
-    library = ctypes.CDLL(str(_build()))
-  # CXX that no shell would take is a ValueError.
-  except (OSError, ValueError, subprocess.SubprocessError) as error:
-    reason = getattr(error, 'stderr', None) or error
-    logging.warning('No kernels for CPU, so it is slower: %s', reason)
-    return str(reason)
-  for name in _HANDLERS:
-    handler = jax.ffi.pycapsule(getattr(library, name))
-    jax.ffi.register_ffi_target(_target(name), handler, platform='cpu')
-  return ''
-
-
-def check(operation: str, others: str):
-  """Raises ValueError that names the others if there are no kernels."""
-  if missing():
-    raise ValueError(
-      f"{operation}: no 'native' kernel, as {missing()} {others} need none."
-    )
-
-
-def call(name: str, results: Any, *arrays: jax.Array, **attributes: int) -> Any:
-  """Calls a kernel.
-
-  Args:
-    name: of its handler.
-    results: pytree of `jax.ShapeDtypeStruct`.
-    *arrays: its arguments.
-    **attributes: integers that it is compiled with.
-
-  Returns:
-    Arrays like `results`.
+  Without a cache it is in a temporary folder that goes when the context ends.
 
   Raises:
-    ValueError: within a `jax.shard_map` that checks what varies over devices;
-      jax would take the results for equal on all of them.
-  """
-  if any(_varying(x) for x in arrays):
-    raise ValueError(
-      "The kernels for CPU need check_vma=False in the caller's jax.shard_map."
-    )
-  run = jax.ffi.ffi_call(_target(name), results, vmap_method='sequential')
-  return run(*arrays, **{k: np.int64(v) for k, v in attributes.items()})
-
-
-def _varying(x):
-  kind = jax.typeof(x)
-  # jax < 0.10 calls it vma.
-  kind = getattr(kind, 'manual_axis_type', kind)
-  return getattr(kind, 'varying', None) or getattr(kind, 'vma', None)
-
-
-def _target(name):
-  return f'acmix_jax.{name}'
-
-
-def _build() -> pathlib.Path:
-  """The library of the sources as they are, compiled if it is new.
-
-  Raises:
-    FileNotFoundError: there is no compiler.
-    subprocess.SubprocessError: it failed; `stderr` says why.
+    FileNotFoundError: There is no compiler.
+    ValueError: CXX is no command line.
+    subprocess.SubprocessError: The compiler failed, `stderr` says why, or did
+      not finish.
   """
   compiler = _compiler()
-  sources, headers = (sorted(_SOURCES.glob(f'*.{x}')) for x in ('cc', 'h'))
+  name = f'kernels-{_key(compiler)}.so'
+  cache = _cache()
+  if cache is None:
+    with tempfile.TemporaryDirectory(prefix='acmix_jax-') as folder:
+      path = pathlib.Path(folder) / name
+      _compile(compiler, path)
+      yield path
+    return
+  path = cache / name
+  if not _is_complete(path):
+    # Processes that start together compile together; the last one's stays.
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+      new = pathlib.Path(folder) / name
+      _compile(compiler, new)
+      _keep(new, path)
+  yield path
+
+
+def _key(compiler: list[str]) -> str:
+  """Digest of all that the library depends on."""
   version = _output([*compiler, '--version'])
   parts = [version, *compiler, *_FLAGS, jax.__version__, _processor()]
-  parts += [path.read_text() for path in sources + headers]
-  key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
-  library = _cache() / f'native-{key}.so'
-  if library.exists():
-    return library
-  logging.info('Compiling the kernels for CPU, once on this machine.')
+  parts += [path.read_text() for path in sorted(_SOURCES.glob('*.[ch]*'))]
+  return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: list[str], path: pathlib.Path):
+  logger.info('Compiling the kernels for CPU, once on this machine.')
+  sources = map(str, sorted(_SOURCES.glob('*.cc')))
   flags = [*_FLAGS, '-isystem', jax.ffi.include_dir()]
-  # Processes that start together compile together; the last one's stays.
-  with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-    new = pathlib.Path(folder) / library.name
-    _output([*compiler, *flags, *map(str, sources), '-o', str(new)])
-    return new.replace(library)
+  # What it leaves when it is killed goes with the folder.
+  _output([*compiler, *flags, *sources, '-o', str(path)], TMPDIR=path.parent)
+
+
+def _keep(new: pathlib.Path, path: pathlib.Path):
+  """Moves a library and its checksum into the cache, each whole or not."""
+  checksum = new.with_suffix('.sha256')
+  checksum.write_text(_checksum(new))
+  for source in (new, checksum):
+    with source.open('rb') as file:
+      os.fsync(file.fileno())
+    source.replace(path.with_suffix(source.suffix))
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+  try:
+    return path.with_suffix('.sha256').read_text() == _checksum(path)
+  except FileNotFoundError:
+    return False
+
+
+def _checksum(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compiler() -> list[str]:
@@ -138,9 +107,26 @@ def _compiler() -> list[str]:
   )
 
 
-def _output(command: list[str]) -> str:
-  run = subprocess.run(command, capture_output=True, text=True, check=True)
-  return run.stdout
+def _output(command: list[str], **environment) -> str:
+  """What a command prints; it ends with all that it started, or in time."""
+  with subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {k: str(v) for k, v in environment.items()},
+    start_new_session=True,
+  ) as process:
+    try:
+      stdout, stderr = process.communicate(timeout=_TIMEOUT_SECONDS)
+    except BaseException:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise
+  if process.returncode:
+    raise subprocess.CalledProcessError(
+      process.returncode, command, stdout, stderr
+    )
+  return stdout
 
 
 def _processor() -> str:
@@ -151,13 +137,21 @@ def _processor() -> str:
   return platform.machine() + next(flags, platform.processor())
 
 
-def _cache() -> pathlib.Path:
-  """The folder of libraries, or a new one if it cannot be written."""
+def _cache() -> pathlib.Path | None:
+  """The folder of libraries; None if it cannot be written or trusted."""
   # A user without a home is a RuntimeError.
   with contextlib.suppress(OSError, RuntimeError):
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = pathlib.Path(home) / 'acmix_jax'
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+      logger.warning(
+        'Others can write %s, so the kernels for CPU are not kept there but '
+        'compiled for each process; it should be yours, with `chmod go-w`.',
+        folder,
+      )
+      return None
     if os.access(folder, os.W_OK):
       return folder
-  return pathlib.Path(tempfile.mkdtemp(prefix='acmix_jax-'))
+  return None

@@ -19,9 +19,9 @@ using NewMap = ffi::Result<Map>;
 constexpr int kTaps = 7;
 constexpr int kChannels = 8;
 
-// to[t] = sum over channels c of queries[c] * keys[t][c].
+// out[t] = sum over channels c of queries[c] * keys[t][c].
 void Products(const Layout& layout, Rows& queries,
-              const std::vector<const float*>& keys, Rows& to) {
+              const std::vector<const float*>& keys, Rows& out) {
   InBlocks<kTaps>(layout.taps(), [&](auto block, int64_t first) {
     constexpr int kCount = decltype(block)::value;
     for (int64_t x = 0; x < layout.query_lanes; x += kLanes) {
@@ -34,7 +34,7 @@ void Products(const Layout& layout, Rows& queries,
           sums[t] += query * Load(shifted[t] + c * layout.key_lanes);
         }
       }
-      for (int t = 0; t < kCount; ++t) Store(to.row(first + t) + x, sums[t]);
+      for (int t = 0; t < kCount; ++t) Store(out.row(first + t) + x, sums[t]);
     }
   });
 }
@@ -51,16 +51,17 @@ struct Lanes {
   int64_t stride, count;
 };
 
-// to[c] = sum over terms of factors * values[c], or adds that to what is there.
+// out[c] = sum over terms of factors * values[c], or adds that to what is
+// there.
 void Sum(const std::vector<Term>& terms, int64_t value_stride, int64_t depth,
-         bool add, const Lanes& to) {
+         bool add, const Lanes& out) {
   InBlocks<kChannels>(depth, [&](auto block, int64_t first) {
     constexpr int kCount = decltype(block)::value;
-    for (int64_t x = 0; x < to.count; x += kLanes) {
-      float* target = to.data + first * to.stride + x;
+    for (int64_t x = 0; x < out.count; x += kLanes) {
+      float* target = out.data + first * out.stride + x;
       Vector sums[kCount] = {};
       for (int c = 0; add && c < kCount; ++c) {
-        sums[c] = Load(target + c * to.stride);
+        sums[c] = Load(target + c * out.stride);
       }
       for (const Term& term : terms) {
         Vector factor = Load(term.factors + x);
@@ -69,7 +70,7 @@ void Sum(const std::vector<Term>& terms, int64_t value_stride, int64_t depth,
           sums[c] += factor * Load(values + c * value_stride);
         }
       }
-      for (int c = 0; c < kCount; ++c) Store(target + c * to.stride, sums[c]);
+      for (int c = 0; c < kCount; ++c) Store(target + c * out.stride, sums[c]);
     }
   });
 }
@@ -94,17 +95,16 @@ void Softmax(const Layout& layout, Rows& logits) {
   }
 }
 
-// Turns gradients of the weights into those of the logits.
-void DifferentiateSoftmax(const Layout& layout, Rows& weights,
-                          Rows& gradients) {
+// Turns gradients of the weights into gradients of the logits, in place.
+void DifferentiateSoftmax(const Layout& layout, Rows& weights, Rows& dlogits) {
   for (int64_t x = 0; x < layout.query_lanes; x += kLanes) {
     Vector mean = {};
     for (int64_t t = 0; t < layout.taps(); ++t) {
-      mean += Load(weights.row(t) + x) * Load(gradients.row(t) + x);
+      mean += Load(weights.row(t) + x) * Load(dlogits.row(t) + x);
     }
     for (int64_t t = 0; t < layout.taps(); ++t) {
-      Vector gradient = Load(gradients.row(t) + x) - mean;
-      Store(gradients.row(t) + x, Load(weights.row(t) + x) * gradient);
+      Vector dweight = Load(dlogits.row(t) + x) - mean;
+      Store(dlogits.row(t) + x, Load(weights.row(t) + x) * dweight);
     }
   }
 }
@@ -133,9 +133,9 @@ class Attention {
   }
 
  protected:
-  void ReadRow(const Map& map, int64_t task, int64_t row, Rows& to) {
+  void ReadRow(const Map& map, int64_t task, int64_t row, Rows& rows) {
     const float* from = map.typed_data() + layout_.QueryStart(task, row);
-    Gather(layout_, from, layout_.query_sources, to.row(0), to.stride);
+    Gather(layout_, from, layout_.query_sources, rows.row(0), rows.stride);
   }
 
   // Where each tap of a row of queries finds the channels of its keys.
@@ -164,9 +164,9 @@ class Attention {
     }
     Sum(terms_, layout_.key_lanes, layout_.depth, false,
         {sums_.row(0), sums_.stride, layout_.query_lanes});
-    float* to = map.typed_data() + layout_.QueryStart(task, row);
-    ClearRow(layout_, layout_.out_width, to);
-    ScatterAdd(layout_, sums_.row(0), sums_.stride, layout_.query_sources, to);
+    float* out = map.typed_data() + layout_.QueryStart(task, row);
+    ClearRow(layout_, layout_.out_width, out);
+    ScatterAdd(layout_, sums_.row(0), sums_.stride, layout_.query_sources, out);
   }
 
   const Layout& layout_;
@@ -176,37 +176,37 @@ class Attention {
   std::vector<Term> terms_;
 };
 
-// What it needs in addition for the gradient.
+// What one thread needs in addition for the gradient.
 class Gradient : public Attention {
  public:
   explicit Gradient(const Layout& layout)
       : Attention(layout),
-        to_k_(layout),
-        to_v_(layout),
-        to_out_(layout, layout.depth),
-        to_logits_(layout, layout.taps()) {}
+        dk_(layout),
+        dv_(layout),
+        dout_(layout, layout.depth),
+        dlogits_(layout, layout.taps()) {}
 
   void Clear() {
-    to_k_.Clear();
-    to_v_.Clear();
+    dk_.Clear();
+    dv_.Clear();
   }
 
-  // Writes a row of the gradient of q, and keeps what it adds to those of keys.
-  void Differentiate(const Map& q, const Map& to_out, int64_t task, int64_t row,
-                     Map& to_q) {
+  // Writes a row of dq, and keeps what it adds to dk and dv.
+  void Differentiate(const Map& q, const Map& dout, int64_t task, int64_t row,
+                     Map& dq) {
     Weigh(q, task, row);
-    ReadRow(to_out, task, row, to_out_);
+    ReadRow(dout, task, row, dout_);
     ShiftTo(v_, row);
-    Products(layout_, to_out_, shifted_, to_logits_);
-    DifferentiateSoftmax(layout_, weights_, to_logits_);
-    SumOverKeys(to_logits_, k_, row, task, to_q);
-    AddToKeys(to_logits_, q_, row, to_k_);
-    AddToKeys(weights_, to_out_, row, to_v_);
+    Products(layout_, dout_, shifted_, dlogits_);
+    DifferentiateSoftmax(layout_, weights_, dlogits_);
+    SumOverKeys(dlogits_, k_, row, task, dq);
+    AddToKeys(dlogits_, q_, row, dk_);
+    AddToKeys(weights_, dout_, row, dv_);
   }
 
-  void WriteKeys(Map& to_k, Map& to_v, int64_t task) {
-    to_k_.Write(to_k.typed_data(), task);
-    to_v_.Write(to_v.typed_data(), task);
+  void WriteKeys(Map& dk, Map& dv, int64_t task) {
+    dk_.Write(dk.typed_data(), task);
+    dv_.Write(dv.typed_data(), task);
   }
 
  private:
@@ -227,8 +227,8 @@ class Gradient : public Attention {
     }
   }
 
-  Plane to_k_, to_v_;
-  Rows to_out_, to_logits_;
+  Plane dk_, dv_;
+  Rows dout_, dlogits_;
 };
 
 ffi::Error Forward(ffi::ThreadPool pool, Map q, Map k, Map v, NewMap out,
@@ -245,8 +245,8 @@ ffi::Error Forward(ffi::ThreadPool pool, Map q, Map k, Map v, NewMap out,
   return ffi::Error::Success();
 }
 
-ffi::Error Backward(ffi::ThreadPool pool, Map q, Map k, Map v, Map to_out,
-                    NewMap to_q, NewMap to_k, NewMap to_v, int64_t kernel_size,
+ffi::Error Backward(ffi::ThreadPool pool, Map q, Map k, Map v, Map dout,
+                    NewMap dq, NewMap dk, NewMap dv, int64_t kernel_size,
                     int64_t strides, int64_t dilation) {
   const Layout layout(q, k, kernel_size, strides, dilation);
   ForEachTask(
@@ -255,9 +255,9 @@ ffi::Error Backward(ffi::ThreadPool pool, Map q, Map k, Map v, Map to_out,
         gradient.ReadKeys(k, v, task);
         gradient.Clear();
         for (int64_t row = 0; row < layout.out_height; ++row) {
-          gradient.Differentiate(q, to_out, task, row, *to_q);
+          gradient.Differentiate(q, dout, task, row, *dq);
         }
-        gradient.WriteKeys(*to_k, *to_v, task);
+        gradient.WriteKeys(*dk, *dv, task);
       });
   return ffi::Error::Success();
 }

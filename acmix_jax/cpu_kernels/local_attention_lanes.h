@@ -81,7 +81,7 @@ class Layout {
   // Lanes of a row of queries, the most by which a tap shifts keys, and lanes
   // of one phase of a row of keys.
   const int64_t query_lanes, margin, key_lanes;
-  // Of each lane, its first channel in a row of a map; of keys, by phase.
+  // The first channel of each lane in a row of a map; for keys, by phase.
   std::vector<int64_t> query_sources;
   std::vector<std::vector<int64_t>> key_sources;
 
@@ -154,8 +154,8 @@ inline void ScatterAdd(const Layout& layout, const float* lanes, int64_t stride,
         }
         Transpose(square);
         for (int64_t i = 0; i < count; ++i) {
-          float* to = row + sources[lane + i] + channel;
-          Store(to, Load(to) + square[i]);
+          float* pixel = row + sources[lane + i] + channel;
+          Store(pixel, Load(pixel) + square[i]);
         }
       },
       [&](int64_t channel) {
@@ -213,14 +213,14 @@ class Plane {
     }
   }
 
-  // Columns that are reflected add to those that they are reflections of.
+  // Reflected columns add to the columns they mirror.
   void Write(float* map, int64_t task) {
     for (int64_t row = 0; row < layout_.height; ++row) {
-      float* to = map + layout_.KeyStart(task, row);
-      ClearRow(layout_, layout_.width, to);
+      float* out = map + layout_.KeyStart(task, row);
+      ClearRow(layout_, layout_.width, out);
       for (int64_t phase = 0; phase < layout_.strides; ++phase) {
         ScatterAdd(layout_, at(row, phase), layout_.key_lanes,
-                   layout_.key_sources[phase], to);
+                   layout_.key_sources[phase], out);
       }
     }
   }

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "vectors.h"
 #include "shift_convolution_maps.h"
+#include "vectors.h"
 
 namespace acmix {
 namespace {
@@ -43,23 +43,23 @@ class Weights {
         data_(kernel.taps() * kernel.m * kernel.n) {}
 
   void Read(int64_t channel) {
-    Vector* to = data_.data();
+    Vector* out = data_.data();
     int64_t map = 0;
-    for (const Output& out : outs_) {
-      InBlocks<kMaps>(out.count, [&](auto block, int64_t first) {
+    for (const Output& maps : outs_) {
+      InBlocks<kMaps>(maps.count, [&](auto block, int64_t first) {
         for (int64_t tap = 0; tap < kernel_.taps(); ++tap) {
           for (int64_t i = 0; i < inputs; ++i) {
             for (int n = 0; n < decltype(block)::value; ++n) {
-              *to++ = Load(At(tap, i, map + first + n) + channel);
+              *out++ = Load(At(tap, i, map + first + n) + channel);
             }
           }
         }
       });
-      map += out.count;
+      map += maps.count;
     }
   }
 
-  // Those of one tap of the block of `count` outputs that starts with `map`.
+  // Weights of one tap of the block of `count` outputs that starts with `map`.
   const Vector* at(int64_t row, int64_t column, int64_t map, int count) const {
     int64_t tap = row * kernel_.columns + column;
     return data_.data() + (map * kernel_.taps() + tap * count) * inputs;
@@ -113,10 +113,10 @@ class Convolution {
   }
 
  private:
-  // A block of outputs: of row y of a run those columns from x on.
+  // Writes a block of outputs: the columns of a run from x on, of its row y.
   template <int kPixels, int kMaps>
   void Block(const Run& rows, int64_t y, const Run& columns, int64_t x,
-             int64_t map, float* to, int64_t pixel) const {
+             int64_t map, float* out, int64_t pixel) const {
     Vector sums[kPixels][kMaps] = {};
     for (const Tap& row_tap : rows.taps) {
       int64_t row = row_tap.start + y * rows.stride;
@@ -145,7 +145,7 @@ class Convolution {
     int64_t depth = inputs_[0].depth;
     for (int p = 0; p < kPixels; ++p) {
       for (int n = 0; n < kMaps; ++n) {
-        Store(to + p * pixel + n * depth, sums[p][n]);
+        Store(out + p * pixel + n * depth, sums[p][n]);
       }
     }
   }
@@ -178,41 +178,41 @@ std::vector<MapBlock> MapBlocks(const std::vector<Input>& inputs) {
 // Adds to sums [kCount, n] the products of maps of a row x with a row of
 // gradients, for a tap of a run of columns.
 template <int kCount>
-void AddProducts(const Input& x, const float* x_row, const Input& to_y,
-                 const float* to_row, const Run& columns, int64_t start,
+void AddProducts(const Input& x, const float* x_row, const Input& dout,
+                 const float* dout_row, const Run& columns, int64_t start,
                  Vector* sums) {
   // The outputs whose pixel exists.
   int64_t stride = columns.stride;
   int64_t first = start < 0 ? (stride - 1 - start) / stride : 0;
   int64_t end = start < x.width ? (x.width - 1 - start) / stride + 1 : 0;
   end = std::min(end, columns.count);
-  InBlocks<kMaps>(to_y.count, [&](auto block, int64_t n) {
+  InBlocks<kMaps>(dout.count, [&](auto block, int64_t n) {
     constexpr int kGradients = decltype(block)::value;
     Vector products[kCount][kGradients] = {};
     for (int64_t i = first; i < end; ++i) {
       const float* values = x_row + (start + i * stride) * x.pixel();
-      const float* gradients = to_row + i * to_y.pixel() + n * to_y.depth;
+      const float* gradients = dout_row + i * dout.pixel() + n * dout.depth;
       for (int m = 0; m < kCount; ++m) {
         Vector value = Load(values + m * x.depth);
         for (int j = 0; j < kGradients; ++j) {
-          products[m][j] += value * Load(gradients + j * to_y.depth);
+          products[m][j] += value * Load(gradients + j * dout.depth);
         }
       }
     }
     for (int m = 0; m < kCount; ++m) {
       for (int j = 0; j < kGradients; ++j) {
-        sums[m * to_y.count + n + j] += products[m][j];
+        sums[m * dout.count + n + j] += products[m][j];
       }
     }
   });
 }
 
 // Adds to sums [rows, columns, count, n] the products of one image.
-void AddImage(const MapBlock& block, const Input& to_y, int64_t image,
+void AddImage(const MapBlock& block, const Input& dout, int64_t image,
               int64_t channel, const Run& rows, const Run& columns,
               Vector* sums) {
   const Input& x = block.x;
-  for (int64_t y = 0; y < to_y.height; ++y) {
+  for (int64_t y = 0; y < dout.height; ++y) {
     for (const Tap& row_tap : rows.taps) {
       int64_t row = row_tap.start + y * rows.stride;
       if (row < 0 || row >= x.height) continue;
@@ -221,8 +221,8 @@ void AddImage(const MapBlock& block, const Input& to_y, int64_t image,
         int64_t number = row_tap.number * columns.taps.size() + tap.number;
         InBlocks<kMaps>(block.count, [&](auto count, int64_t) {
           AddProducts<decltype(count)::value>(
-              x, x_row, to_y, to_y.row(image, y) + channel, columns, tap.start,
-              sums + number * block.count * to_y.count);
+              x, x_row, dout, dout.row(image, y) + channel, columns, tap.start,
+              sums + number * block.count * dout.count);
         });
       }
     }
@@ -265,28 +265,28 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer kernel, ffi::RemainingArgs maps,
   return ffi::Error::Success();
 }
 
-ffi::Error MapGradient(ffi::ThreadPool pool, Buffer kernel, Buffer to_y,
-                       ffi::RemainingRets to_maps, int64_t strides,
+ffi::Error MapGradient(ffi::ThreadPool pool, Buffer kernel, Buffer dout,
+                       ffi::RemainingRets dmaps, int64_t strides,
                        int64_t dilation) {
   std::vector<Output> outs;
-  for (size_t i = 0; i < to_maps.size(); ++i) {
-    outs.push_back(Write(*to_maps.get<Buffer>(i)));
+  for (size_t i = 0; i < dmaps.size(); ++i) {
+    outs.push_back(Write(*dmaps.get<Buffer>(i)));
   }
-  Convolve(pool, Kernel(kernel), {Read(to_y)}, outs, true, strides, dilation);
+  Convolve(pool, Kernel(kernel), {Read(dout)}, outs, true, strides, dilation);
   return ffi::Error::Success();
 }
 
-// To [parts, rows, columns, m, n, d]: the parts are sums over some images each.
-ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer to_y_buffer,
-                          ffi::RemainingArgs maps, ffi::Result<Parts> to_kernel,
+// dkernel [parts, rows, columns, m, n, d]: each part is a sum over some images.
+ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer dout_buffer,
+                          ffi::RemainingArgs maps, ffi::Result<Parts> dkernel,
                           int64_t strides, int64_t dilation) {
-  const auto shape = to_kernel->dimensions();
+  const auto shape = dkernel->dimensions();
   const int64_t parts = shape[0], taps = shape[1] * shape[2], m = shape[3],
                 n = shape[4], depth = shape[5], vectors = depth / kLanes;
   const std::vector<Input> inputs = Read(maps);
-  const Input to_y = Read(to_y_buffer), x = inputs[0];
-  const Side down{x.height, to_y.height, shape[1], strides, dilation};
-  const Side across{x.width, to_y.width, shape[2], strides, dilation};
+  const Input dout = Read(dout_buffer), x = inputs[0];
+  const Side down{x.height, dout.height, shape[1], strides, dilation};
+  const Side across{x.width, dout.width, shape[2], strides, dilation};
   const Run rows = down.Forwards()[0], columns = across.Forwards()[0];
   const std::vector<MapBlock> blocks = MapBlocks(inputs);
   const int64_t block_count = blocks.size();
@@ -298,16 +298,16 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Buffer to_y_buffer,
         int64_t channel = task / block_count % vectors * kLanes;
         int64_t part = task / block_count / vectors;
         std::fill(sums.begin(), sums.end(), Vector{});
-        int64_t end = (part + 1) * to_y.images / parts;
-        for (int64_t b = part * to_y.images / parts; b < end; ++b) {
-          AddImage(block, to_y, b, channel, rows, columns, sums.data());
+        int64_t end = (part + 1) * dout.images / parts;
+        for (int64_t b = part * dout.images / parts; b < end; ++b) {
+          AddImage(block, dout, b, channel, rows, columns, sums.data());
         }
         const Vector* sum = sums.data();
         for (int64_t tap = 0; tap < taps; ++tap) {
           int64_t first = ((part * taps + tap) * m + block.map) * n;
-          float* to = to_kernel->typed_data() + first * depth + channel;
-          for (int64_t i = 0; i < block.count * n; ++i, ++sum, to += depth) {
-            Store(to, *sum);
+          float* out = dkernel->typed_data() + first * depth + channel;
+          for (int64_t i = 0; i < block.count * n; ++i, ++sum, out += depth) {
+            Store(out, *sum);
           }
         }
       });

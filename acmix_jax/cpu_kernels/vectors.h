@@ -42,14 +42,14 @@ inline Vector Load(const float* from) {
   return x;
 }
 
-inline void Store(float* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
+inline void Store(float* out, Vector x) { std::memcpy(out, &x, sizeof(x)); }
 
 inline int64_t RoundUp(int64_t count, int64_t unit) {
   return (count + unit - 1) / unit * unit;
 }
 
-// Of the lanes of a pair of vectors those that a step of a transposition puts
-// into the first, or into the second.
+// Lanes of a pair of vectors that a step of a transposition puts into the
+// first, or into the second.
 template <int kStep, bool kSecond, size_t... kLane>
 inline Vector Pick(Vector a, Vector b, std::index_sequence<kLane...>) {
   constexpr auto kFrom = [](int lane) {
@@ -81,9 +81,10 @@ inline void Transpose(Vector (&x)[kLanes]) {
 inline Vector Exp(Vector x) {
   const Vector kLowest = Vector{} - 87.0f;
   x = x < kLowest ? kLowest : x;
-  // Adding and subtracting 1.5 * 2^23 rounds to an integer.
+  // Adding 1.5 * 2^23 rounds to an integer, which the last bits then hold.
   const Vector kRound = Vector{} + 12582912.0f;
-  Vector n = (x * 1.44269504f + kRound) - kRound;
+  Vector rounded = x * 1.44269504f + kRound;
+  Vector n = rounded - kRound;
   // log(2) in two parts, the first of which is exact in products with n.
   x = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector y = Vector{} + 1.0f / 5040;
@@ -91,7 +92,10 @@ inline Vector Exp(Vector x) {
        {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
     y = y * x + factor;
   }
-  Integers exponent = (__builtin_convertvector(n, Integers) + 127) << 23;
+  Integers bits, round_bits;
+  std::memcpy(&bits, &rounded, sizeof(bits));
+  std::memcpy(&round_bits, &kRound, sizeof(round_bits));
+  Integers exponent = (bits - round_bits + 127) << 23;
   Vector power;
   std::memcpy(&power, &exponent, sizeof(power));
   return y * power;

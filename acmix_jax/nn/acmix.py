@@ -91,19 +91,11 @@ class Mix(nn.Module):
     if self.mixing_bias:
       init = layers.torch_bias(count)
       bias = self.param('mixing_bias', init, (taps,), self.param_dtype)
-    maps, mixed = [q, k, v] if stacked is None else [stacked], None
-    if k.shape[1:3] != q.shape[1:3]:
-      # Mixing is of one pixel, so it may come before the upsampling.
-      coarse, weights = jnp.concatenate([k, v], axis=3), mixing[heads:]
-      mixed = jnp.einsum('bhwmd,mt->bhwtd', coarse, weights.astype(q.dtype))
-      mixed = _upsample(mixed, *q.shape[1:3])
-      maps, mixing = [q], mixing[:heads]
     return shift_convolution.shift_convolution(
-      maps,
+      [q, k, v] if stacked is None else [stacked],
       mixing,
       kernel,
       bias,
-      mixed=mixed,
       valid=projections.valid,
       strides=self.strides,
       dilation=self.dilation,
@@ -129,20 +121,6 @@ def with_mix(mix: str, layer: attention.Attention, **options: Any) -> nn.Module:
   """
   checks.check_choice('ACmix', 'mix', mix, ('attention', 'acmix'))
   return layer if mix == 'attention' else Mix(layer, parent=None, **options)
-
-
-def _upsample(x: jax.Array, height: int, width: int) -> jax.Array:
-  """Repeats each coarse pixel, and the last ones up to the size asked for."""
-  for axis, size in ((1, height), (2, width)):
-    repeats = size // x.shape[axis]
-    x = jnp.expand_dims(x, axis + 1)
-    shape = (*x.shape[: axis + 1], repeats, *x.shape[axis + 2 :])
-    x = jnp.broadcast_to(x, shape)
-    x = x.reshape(*shape[:axis], -1, *shape[axis + 2 :])
-    missing = [(0, 0)] * x.ndim
-    missing[axis] = (0, size - x.shape[axis])
-    x = jnp.pad(x, missing, mode='edge')
-  return x
 
 
 class ACmix(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
-from acmix_jax.ops import convolution, products
+from acmix_jax.ops import xla_cpu
 
 # He et al. for rectified layers, as torchvision's ResNets start.
 KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -40,7 +40,7 @@ class Dense(nn.Module):
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
       bias_init=torch_bias(x.shape[-1]),
-      dot_general=products.dense,
+      dot_general=xla_cpu.dense,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
@@ -73,7 +73,7 @@ class Conv(nn.Module):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return convolution.convolution(x, kernel, self.strides)
+    return xla_cpu.convolution(x, kernel, self.strides)
 
 
 class BatchNorm(nn.Module):

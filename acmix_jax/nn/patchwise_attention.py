@@ -95,7 +95,7 @@ class PatchwiseAttention(attention.Attention):
     kernel = self.kernel2.reshape(hidden.shape[-1], -1, taps)
     bias = self.bias2.reshape(-1, taps)
     return patchwise.patchwise_aggregation(
-      v, hidden, kernel.transpose(2, 0, 1), bias.T
+      v, hidden, kernel.transpose(2, 0, 1), bias.T, self.kernel_size
     )
 
   def _hidden(self, q, k, train):
@@ -122,8 +122,9 @@ class PatchwiseAttention(attention.Attention):
       factor[:, None, :width],
       offset[:, None, :width],
       self.kernel1[None, :width],
+      kernel_size=1,
     )
     kernel = of_keys(self.kernel1.T).transpose(1, 2, 0)
     return of_query + patchwise.window_dense(
-      k, of_keys(factor), of_keys(offset), kernel
+      k, of_keys(factor), of_keys(offset), kernel, self.kernel_size
     )

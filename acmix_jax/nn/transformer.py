@@ -9,14 +9,14 @@ import numpy as np
 from flax import linen as nn
 
 from acmix_jax.nn import layers
-from acmix_jax.ops import products
+from acmix_jax.ops import xla_cpu
 
 # PyTorch cuts this normal distribution at 2, which is a hundred of its standard
 # deviations: it is not truncated.
 NORMAL = nn.initializers.normal(0.02)
 
 Linear = functools.partial(
-  nn.Dense, kernel_init=NORMAL, dot_general=products.dense
+  nn.Dense, kernel_init=NORMAL, dot_general=xla_cpu.dense
 )
 
 

@@ -83,6 +83,7 @@ class WindowAttention(attention.Attention):
       projections.v,
       shifted_windows.relative_bias(self.bias, self.window_size),
       projections.context,
+      window_size=self.window_size,
     )
     return self.out(out.reshape(*out.shape[:3], self.features))
 

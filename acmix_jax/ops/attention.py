@@ -14,10 +14,10 @@ def attention(
   """softmax(q . k * d**-0.5 + bias) . v, logits and softmax in float32.
 
   Args:
-    q: queries [..., q, n, d], not scaled.
-    k: keys [..., k, n, d].
-    v: values [..., k, n, d].
-    bias: added to the logits, of their rank and broadcast to [..., n, q, k].
+    q: Queries [..., q, n, d], not scaled.
+    k: Keys [..., k, n, d].
+    v: Values [..., k, n, d].
+    bias: Added to the logits, of their rank and broadcast to [..., n, q, k].
     mask: bool, of their rank too; where False, the key is not seen. Every
       query must see at least one key.
 

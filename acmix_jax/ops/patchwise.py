@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import windows
+from acmix_jax.ops import sharding, windows, xla_cpu
 
 
 def window_moments(
@@ -28,9 +28,9 @@ def window_moments(
   the sums over it are products of the sum over images with these numbers.
 
   Args:
-    x: map [b, h, w, c].
-    kernel_size: odd side k of the window.
-    num_groups: groups of images with statistics of their own.
+    x: Map [b, h, w, c].
+    kernel_size: Odd side k of the window.
+    num_groups: Groups of images with statistics of their own.
 
   Returns:
     The means of the copies and of their squares, float32 [groups, k*k, c].
@@ -48,17 +48,22 @@ def window_moments(
 
 
 def window_dense(
-  x: jax.Array, factor: jax.Array, offset: jax.Array, kernel: jax.Array
+  x: jax.Array,
+  factor: jax.Array,
+  offset: jax.Array,
+  kernel: jax.Array,
+  kernel_size: int,
 ) -> jax.Array:
   """Scales and rectifies the window of each pixel, then a linear layer of it.
 
   out = sum over taps t of relu(x[t] * factor[t] + offset[t]) @ kernel[t].
 
   Args:
-    x: map [b, h, w, c].
+    x: Map [b, h, w, c].
     factor: float32 [groups, k*k, c]; a group is b / groups images.
     offset: float32 [groups, k*k, c].
-    kernel: [k*k, c, m].
+    kernel: Weights [k*k, c, m].
+    kernel_size: Odd side k of the window.
 
   Returns:
     float32 [b, h, w, m].
@@ -77,11 +82,16 @@ def window_dense(
   factor, offset = (
     jnp.swapaxes(a, 0, 1).reshape(taps, groups, 1, c) for a in (factor, offset)
   )
-  return _window_sum(term, x, (factor, offset, kernel), ())
+  x, taps = sharding.vary_alike(x, (factor, offset, kernel))
+  return _window_sum(term, kernel_size, x, taps, ())
 
 
 def patchwise_aggregation(
-  v: jax.Array, hidden: jax.Array, kernel: jax.Array, bias: jax.Array
+  v: jax.Array,
+  hidden: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  kernel_size: int,
 ) -> jax.Array:
   """Sums the window of v with weights that are linear in hidden features.
 
@@ -92,10 +102,11 @@ def patchwise_aggregation(
   c mod g, so that planes are interleaved, not contiguous.
 
   Args:
-    v: values [b, h, w, c], c a multiple of g.
-    hidden: [b, h, w, m].
-    kernel: [k*k, m, g].
+    v: Values [b, h, w, c], c a multiple of g.
+    hidden: Hidden features [b, h, w, m].
+    kernel: Weights [k*k, m, g].
     bias: [k*k, g].
+    kernel_size: Odd side k of the window.
 
   Returns:
     [b, h, w, c] in the dtype of v.
@@ -114,13 +125,15 @@ def patchwise_aggregation(
       return v.reshape(shape) * weights
 
   bias = bias.astype(jnp.float32).reshape(taps, 1, 1, 1, planes)
-  out = _window_sum(term, v, (kernel, bias), hidden)
+  arrays = sharding.vary_alike(v, (kernel, bias), hidden)
+  out = _window_sum(term, kernel_size, *arrays)
   return out.reshape(v.shape).astype(v.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _window_sum(
   term: Callable[[jax.Array, Any, Any], jax.Array],
+  kernel_size: int,
   x: jax.Array,
   taps: Any,
   shared: Any,
@@ -128,19 +141,20 @@ def _window_sum(
   """Sums term(x shifted to tap t, taps[t], shared) over the taps.
 
   Args:
-    term: a differentiable function to a float32 array.
-    x: map [b, h, w, c].
-    taps: arrays with a leading axis of k*k taps.
-    shared: arrays that all terms read.
+    term: Differentiable function to a float32 array.
+    kernel_size: Odd side k of the window.
+    x: Map [b, h, w, c].
+    taps: Arrays with a leading axis of k*k taps.
+    shared: Arrays that all terms read.
 
   Returns:
     The sum, accumulated in float32.
   """
-  return _window_sum_forward(term, x, taps, shared)[0]
+  return _fwd(term, kernel_size, x, taps, shared)[0]
 
 
-def _window_sum_forward(term, x, taps, shared):
-  padded = windows.reflect(x, windows.padding(_side(taps)))
+def _fwd(term, kernel_size, x, taps, shared):
+  padded = windows.reflect(x, windows.reach(kernel_size))
 
   def add(total, step):
     start, tap = step
@@ -149,62 +163,58 @@ def _window_sum_forward(term, x, taps, shared):
 
   first = jax.tree.map(lambda a: a[0], taps)
   out = jax.eval_shape(term, x, first, shared)
-  total = jnp.zeros(out.shape, jnp.float32)
-  total, _ = lax.scan(add, total, (_starts(taps), taps))
+  zero = xla_cpu.zero(x, *jax.tree.leaves((taps, shared)))
+  total = jnp.full(out.shape, zero)
+  total, _ = lax.scan(add, total, (_starts(kernel_size), taps))
   return total, (x, taps, shared)
 
 
-def _window_sum_backward(term, residuals, cotangent):
+def _bwd(term, kernel_size, residuals, dout):
   x, taps, shared = residuals
-  pad = windows.padding(_side(taps))
+  pad = windows.reach(kernel_size)
   padded = windows.reflect(x, pad)
 
   def add(totals, step):
     start, tap = step
     shifted = lax.dynamic_slice(padded, start, x.shape)
     _, vjp = jax.vjp(term, shifted, tap, shared)
-    to_shifted, to_tap, to_shared = vjp(cotangent)
-    to_padded, to_all = totals
+    dshifted, dtap, dterm_shared = vjp(dout)
+    dpadded, dshared = totals
     # Adding in place is what makes this faster than the derivative of a slice,
     # which pads every shifted gradient to the whole map.
-    here = lax.dynamic_slice(to_padded, start, x.shape)
-    to_padded = lax.dynamic_update_slice(to_padded, here + to_shifted, start)
-    return (to_padded, jax.tree.map(jnp.add, to_all, to_shared)), to_tap
+    here = lax.dynamic_slice(dpadded, start, x.shape)
+    dpadded = lax.dynamic_update_slice(dpadded, here + dshifted, start)
+    return (dpadded, jax.tree.map(jnp.add, dshared, dterm_shared)), dtap
 
-  totals = jax.tree.map(
-    lambda a: jnp.zeros(a.shape, jnp.float32), (padded, shared)
-  )
-  steps = (_starts(taps), taps)
-  (to_padded, to_shared), to_taps = lax.scan(add, totals, steps)
+  zero = xla_cpu.zero(x, *jax.tree.leaves((taps, shared)))
+  totals = jax.tree.map(lambda a: jnp.full(a.shape, zero), (padded, shared))
+  steps = (_starts(kernel_size), taps)
+  (dpadded, dshared), dtaps = lax.scan(add, totals, steps)
   unpad = jax.linear_transpose(
     functools.partial(windows.reflect, pad=pad),
     jax.ShapeDtypeStruct(x.shape, jnp.float32),
   )
-  to_x, to_shared = jax.tree.map(
+  dx, dshared = jax.tree.map(
     lambda a, like: a.astype(like.dtype),
-    (unpad(to_padded)[0], to_shared),
+    (unpad(dpadded)[0], dshared),
     (x, shared),
   )
-  return to_x, to_taps, to_shared
+  return dx, dtaps, dshared
 
 
-_window_sum.defvjp(_window_sum_forward, _window_sum_backward)
+_window_sum.defvjp(_fwd, _bwd)
 
 
-def _side(taps) -> int:
-  return round(len(jax.tree.leaves(taps)[0]) ** 0.5)
-
-
-def _starts(taps) -> tuple:
+def _starts(kernel_size: int) -> tuple:
   """The corner of each tap's slice of the padded map [b, y, x, c]."""
-  row, column = np.indices((_side(taps),) * 2, np.int32).reshape(2, -1)
+  row, column = np.indices((kernel_size,) * 2, np.int32).reshape(2, -1)
   zero = np.zeros_like(row)
   return tuple(map(jnp.asarray, (zero, row, column, zero)))
 
 
 def _multiplicity(size: int, kernel_size: int) -> np.ndarray:
   """How often a line shifted to a tap holds each of its pixels [k, size]."""
-  source = windows.reflected(size, windows.padding(kernel_size))
+  source = windows.reflected(size, windows.reach(kernel_size))
   return np.stack(
     [
       np.bincount(source[tap : tap + size], minlength=size)

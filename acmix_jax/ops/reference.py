@@ -23,13 +23,13 @@ def local_attention(
   """Softmax attention of each pixel over the window around it (eq. 1, 2).
 
   Args:
-    q: queries [b, h, w, n, d]; every `strides`-th pixel is used.
-    k: keys [b, h, w, n, d].
-    v: values [b, h, w, n, d].
-    position: encoding of each pixel [h, w, d], shared by images and heads.
-    kernel_size: odd side of the window.
-    strides: pixels between queries.
-    dilation: pixels between neighbouring keys of a window.
+    q: Queries [b, h, w, n, d]; every `strides`-th pixel is used.
+    k: Keys [b, h, w, n, d].
+    v: Values [b, h, w, n, d].
+    position: Encoding of each pixel [h, w, d], shared by images and heads.
+    kernel_size: Odd side of the window.
+    strides: Pixels between queries.
+    dilation: Pixels between neighbouring keys of a window.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), n, d].
@@ -37,7 +37,7 @@ def local_attention(
   h, w, d = q.shape[1], q.shape[2], q.shape[4]
   if position is None:
     position = jnp.zeros((h, w, d), q.dtype)
-  pad = windows.padding(kernel_size, dilation)
+  pad = windows.reach(kernel_size, dilation)
   row_of, column_of = windows.reflected(h, pad), windows.reflected(w, pad)
   logits, values = [], []
   query = q[:, ::strides, ::strides] * d**-0.5
@@ -55,8 +55,8 @@ def local_attention(
 
 def shift_convolution(
   maps: jax.Array,
-  mixing: jax.Array,
-  kernel: jax.Array,
+  fc_kernel: jax.Array,
+  depthwise_kernel: jax.Array,
   offset: jax.Array | None = None,
   *,
   strides: int = 1,
@@ -66,28 +66,31 @@ def shift_convolution(
 
   Args:
     maps: [b, h, w, m, d].
-    mixing: fully connected weights [m, t], shared by the d channels.
-    kernel: [kh, kw, t, d * n]; output channel c belongs to channel c // n.
-    offset: added to the mixed maps before zero padding; it broadcasts to
+    fc_kernel: Fully connected weights [m, t], shared by the d channels.
+    depthwise_kernel: [kh, kw, t, d * n]; group c // n of output channel c is
+      channel c // n of the maps.
+    offset: Added to the mixed maps before zero padding; it broadcasts to
       [b, h, w, t, d].
-    strides: pixels between outputs.
-    dilation: pixels between neighbouring taps.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
 
   Returns:
     [b, ceil(h / strides), ceil(w / strides), d * n].
   """
   b, h, w, _, d = maps.shape
-  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, mixing)
+  mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, fc_kernel)
   if offset is not None:
     mixed = mixed + offset
-  pad_h = windows.padding(kernel.shape[0], dilation)
-  pad_w = windows.padding(kernel.shape[1], dilation)
+  pad_h = windows.reach(depthwise_kernel.shape[0], dilation)
+  pad_w = windows.reach(depthwise_kernel.shape[1], dilation)
   mixed = jnp.pad(mixed, ((0, 0), (pad_h,) * 2, (pad_w,) * 2, (0, 0), (0, 0)))
   total = 0.0
-  for i in range(kernel.shape[0]):
-    for j in range(kernel.shape[1]):
+  for i in range(depthwise_kernel.shape[0]):
+    for j in range(depthwise_kernel.shape[1]):
       y, x = i * dilation, j * dilation
       shifted = mixed[:, y : y + h : strides, x : x + w : strides]
-      tap = kernel[i, j].reshape(-1, d, kernel.shape[-1] // d)
+      tap = depthwise_kernel[i, j].reshape(
+        -1, d, depthwise_kernel.shape[-1] // d
+      )
       total += jnp.einsum('bhwtd,tdn->bhwdn', shifted, tap)
   return total.reshape(*total.shape[:3], -1)

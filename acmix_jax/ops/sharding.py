@@ -5,7 +5,45 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import sharding
+from jax import lax, sharding
+
+WHY_NOT_VARYING = (
+  "its results would lack the axes over which the caller's jax.shard_map lets "
+  'images vary (check_vma=True).'
+)
+
+
+def varies(*arrays: Any) -> bool:
+  """Whether any array varies over devices of a `jax.shard_map` that checks."""
+  return any(map(_varying_axes, jax.tree.leaves(arrays)))
+
+
+def vary_alike(*arrays: Any) -> Any:
+  """Arrays that all vary over the devices that any of them varies over.
+
+  A loop whose carry meets all of them, and a `jax.custom_vjp` that sums over
+  images, then have results of the types that `jax.shard_map` checks.
+  """
+  axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(arrays)))
+
+  def vary(x):
+    missing = tuple(axes - _varying_axes(x))
+    if not missing:
+      return x
+    # jax < 0.9 calls it pvary.
+    if not hasattr(lax, 'pcast'):
+      return lax.pvary(x, missing)
+    return lax.pcast(x, missing, to='varying')
+
+  return jax.tree.map(vary, arrays)
+
+
+def _varying_axes(x):
+  kind = jax.typeof(x)
+  # jax < 0.10 calls it vma.
+  kind = getattr(kind, 'manual_axis_type', kind)
+  axes = getattr(kind, 'varying', None) or getattr(kind, 'vma', None)
+  return frozenset(axes or ())
 
 
 def split_images(
@@ -19,9 +57,10 @@ def split_images(
   Images that do not divide are computed by every device.
 
   Args:
-    function: to a pytree of arrays whose first axis grows with the images.
-    *arrays: pytrees of arrays [images, ...].
-    shared: arguments that every device gets whole.
+    function: Function to a pytree of arrays [images, ...], or of sums over
+      images whose first axis a caller sums.
+    *arrays: Pytrees of arrays [images, ...].
+    shared: Arguments that every device gets whole.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(n for n in mesh.axis_names if n not in mesh.manual_axes)

@@ -14,21 +14,24 @@ def window_attention(
   v: jax.Array,
   bias: jax.Array,
   regions: np.ndarray | None = None,
+  *,
+  window_size: int,
 ) -> jax.Array:
-  """Attention of each pixel to those of its window, and of its region there.
+  """Attention of each pixel to the pixels of its own window and region.
 
   Args:
-    q: queries [b, h, w, n, d]; h and w are multiples of the window's side s.
-    k: keys [b, h, w, n, d].
-    v: values [b, h, w, n, d].
+    q: Queries [b, h, w, n, d]; h and w are multiples of the window's side s.
+    k: Keys [b, h, w, n, d].
+    v: Values [b, h, w, n, d].
     bias: [n, s*s, s*s], added to the scaled logits.
     regions: int [h, w] of `shift_regions`; None: all is one region.
+    window_size: Side s of a window.
 
   Returns:
     [b, h, w, n, d].
   """
   b, h, w, n, d = q.shape
-  side = round(bias.shape[1] ** 0.5)
+  side = window_size
 
   def cut(x):
     x = x.reshape(-1, h // side, side, w // side, side, *x.shape[3:])
@@ -52,7 +55,7 @@ def relative_bias(table: jax.Array, window_size: int) -> jax.Array:
 
   Args:
     table: [(2s - 1)**2, n], row-major in (query - key) from 1 - s to s - 1.
-    window_size: side s of a window.
+    window_size: Side s of a window.
 
   Returns:
     [n, s*s, s*s], query before key.
@@ -76,10 +79,10 @@ def shift_regions(
   """Which pixels of a padded and rolled map may attend to one another.
 
   Args:
-    height: rows of the map before it is padded to whole windows.
-    width: columns before padding.
-    window_size: side of a window.
-    shift: rows and columns the padded map was rolled by, up and left.
+    height: Rows of the map before it is padded to whole windows.
+    width: Columns before padding.
+    window_size: Side of a window.
+    shift: Rows and columns the padded map was rolled by, up and left.
 
   Returns:
     int32 [h, w] of the padded map, or None where all is one region: 0 for

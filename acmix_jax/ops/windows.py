@@ -1,13 +1,20 @@
-"""Geometry of odd square windows: padding, sizes, and the checks of both."""
+"""Geometry of odd square windows: reach, sizes, and the checks of both."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def padding(kernel_size: int, dilation: int = 1) -> int:
-  """Pixels a window reaches beyond its centre."""
+def reach(kernel_size: int, dilation: int = 1) -> int:
+  """Pixels by which a window extends beyond its centre."""
   return dilation * (kernel_size - 1) // 2
+
+
+def same_padding(
+  kernel_size: tuple[int, int], dilation: int = 1
+) -> list[tuple[int, int]]:
+  """Zeros around the rows and the columns with which a map keeps its size."""
+  return [(reach(side, dilation),) * 2 for side in kernel_size]
 
 
 def output_size(size: int, strides: int) -> int:
@@ -35,7 +42,7 @@ def check_reflection(
   name: str, height: int, width: int, kernel_size: int, dilation: int
 ):
   """Raises ValueError if a map is too small to be padded by reflection."""
-  pad = padding(kernel_size, dilation)
+  pad = reach(kernel_size, dilation)
   if min(height, width) <= pad:
     raise ValueError(
       f'{name}: a {height}x{width} map cannot be reflected by {pad} pixels '
@@ -45,13 +52,13 @@ def check_reflection(
 
 
 def reflected(size: int, pad: int) -> np.ndarray:
-  """Pixel of each position of a line of `size` pixels padded by reflection.
+  """Pixel at each position of a line that is padded by reflection.
 
   The edge is not repeated: `reflected(4, 2)` is 2 1 0 1 2 3 2 1.
 
   Args:
-    size: pixels of the line, > pad.
-    pad: pixels added at each end.
+    size: Pixels of the line, > pad.
+    pad: Pixels added at each end.
 
   Returns:
     int array [size + 2 * pad] of values in 0..size-1.

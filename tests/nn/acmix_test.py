@@ -56,7 +56,7 @@ def assert_relative(got, want, tolerance=1e-5):
     ('acmix_local_kernel5_heads2', {'kernel_att': 5, 'num_heads': 2}),
   ],
 )
-@pytest.mark.parametrize('convolution', ['shifts', 'conv', 'channels'])
+@pytest.mark.parametrize('convolution', ['shifts', 'grouped', 'channels'])
 @pytest.mark.parametrize('attention', ['auto', 'patches'])
 def test_acmix_equals_the_official_code(name, options, attention, convolution):
   arrays, variables = load(name)

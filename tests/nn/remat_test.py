@@ -19,7 +19,7 @@ SMALL = {
     num_heads=2,
     kernel_att=3,
     stem='small',
-    convolution_implementation='conv',
+    convolution_implementation='grouped',
   ),
   'san10': dict(stage_sizes=(0, 1), widths=(32, 32), kernel_sizes=(3, 3)),
   'pvt_tiny': dict(
@@ -37,7 +37,7 @@ SMALL = {
     num_heads=(2,),
     window_size=2,
     drop_path=0.4,
-    convolution_implementation='conv',
+    convolution_implementation='grouped',
   ),
 }
 

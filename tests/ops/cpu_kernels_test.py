@@ -1,19 +1,15 @@
-"""The kernels for CPU: where they run, over devices, and without a compiler."""
+"""The kernels for CPU: their values, where they run, and over devices."""
 
 import functools
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from acmix_jax.cpu_kernels import library
 from acmix_jax.ops import local_attention, reference, shift_convolution
 
-needs_kernels = pytest.mark.skipif(
-  bool(library.missing()), reason=library.missing()
-)
+needs_kernels = pytest.mark.usefixtures('needs_kernels')
 
 
 def normal(seed, *shape, dtype='float32'):
@@ -21,23 +17,26 @@ def normal(seed, *shape, dtype='float32'):
   return jnp.asarray(values, dtype)
 
 
-def attend(q, k, v, implementation='native', **options):
+def attend(q, k, v, implementation='cpu_kernel', **options):
   return local_attention.local_attention(
     q, k, v, implementation=implementation, **options
   )
 
 
-def convolve(maps, mixing, kernel, implementation='native', **options):
+def convolve(
+  maps, fc_kernel, depthwise_kernel, implementation='cpu_kernel', **options
+):
   return shift_convolution.shift_convolution(
-    maps, mixing, kernel, implementation=implementation, **options
+    maps, fc_kernel, depthwise_kernel, implementation=implementation, **options
   )
 
 
-def layer(x, mixing, kernel):
+def layer(x, fc_kernel, depthwise_kernel, implementation='cpu_kernel'):
   """Both operations, as ACmix adds them."""
   maps = [x, 2 * x[:, :, :, ::-1], x + 1]
-  convolved = convolve(maps, mixing, kernel).reshape(x.shape)
-  return jnp.sum((attend(*maps, kernel_size=3) + convolved) ** 2)
+  convolved = convolve(maps, fc_kernel, depthwise_kernel, implementation)
+  attended = attend(*maps, implementation, kernel_size=3)
+  return jnp.sum((attended + convolved.reshape(x.shape)) ** 2)
 
 
 def layer_inputs(images):
@@ -73,15 +72,13 @@ SAME = {'rtol': 1e-4, 'atol': 1e-3}
 def test_attention_over_rows_of_several_vectors(shape, options):
   q, k, v = (normal(i, *shape) for i in range(3))
   out, pullback = jax.vjp(
-    functools.partial(attend, implementation='native', **options), q, k, v
+    functools.partial(attend, implementation='cpu_kernel', **options), q, k, v
   )
   want, want_pullback = jax.vjp(
     functools.partial(reference.local_attention, **options), q, k, v
   )
-  to_out = normal(3, *out.shape)
-  assert_close(
-    [out, *pullback(to_out)], [want, *want_pullback(to_out)], atol=2e-5
-  )
+  dout = normal(3, *out.shape)
+  assert_close([out, *pullback(dout)], [want, *want_pullback(dout)], atol=2e-5)
 
 
 @needs_kernels
@@ -96,20 +93,23 @@ def test_attention_over_rows_of_several_vectors(shape, options):
 )
 def test_convolution_of_several_blocks_of_maps(counts, n, options):
   maps = [normal(i, 2, 10, 15, m, 48) for i, m in enumerate(counts)]
-  mixing, kernel = normal(5, sum(counts), 9), 0.1 * normal(6, 3, 5, 9, 48 * n)
+  fc_kernel, depthwise_kernel = (
+    normal(5, sum(counts), 9),
+    0.1 * normal(6, 3, 5, 9, 48 * n),
+  )
   out, pullback = jax.vjp(
-    functools.partial(convolve, **options), maps, mixing, kernel
+    functools.partial(convolve, **options), maps, fc_kernel, depthwise_kernel
   )
 
-  def exact(maps, mixing, kernel):
+  def exact(maps, fc_kernel, depthwise_kernel):
     return reference.shift_convolution(
-      jnp.concatenate(maps, axis=3), mixing, kernel, **options
+      jnp.concatenate(maps, axis=3), fc_kernel, depthwise_kernel, **options
     )
 
-  want, want_pullback = jax.vjp(exact, maps, mixing, kernel)
-  to_out = normal(7, *out.shape)
+  want, want_pullback = jax.vjp(exact, maps, fc_kernel, depthwise_kernel)
+  dout = normal(7, *out.shape)
   assert_close(
-    [out, pullback(to_out)], [want, want_pullback(to_out)], rtol=1e-4, atol=2e-3
+    [out, pullback(dout)], [want, want_pullback(dout)], rtol=1e-4, atol=2e-3
   )
 
 
@@ -154,34 +154,44 @@ def test_sharded_images_without_a_mesh_in_context():
 @pytest.mark.parametrize('check', [True, False])
 def test_a_caller_may_split_the_images(check):
   inputs = layer_inputs(8)
+  implementation = 'auto' if check else 'cpu_kernel'
+  run = functools.partial(layer, implementation=implementation)
+  split = split_layer(run, check)
+  assert_close(jax.jit(split)(*inputs), layer(*inputs), **SAME)
+  # Results of the kernels would not vary, as jax would have to know.
+  found = targets(split, *inputs)
+  assert found == (0 if check else 2)
+
+
+@needs_kernels
+def test_kernels_refuse_what_varies():
+  split = split_layer(layer, check=True)
+  with pytest.raises(ValueError, match='check_vma=True'):
+    jax.eval_shape(split, *layer_inputs(8))
+
+
+def split_layer(run, check):
   auto = (jax.sharding.AxisType.Auto,)
   mesh = jax.make_mesh((8,), ('data',), axis_types=auto)
   spec = jax.sharding.PartitionSpec
-
-  def run(*inputs):
-    return jax.lax.psum(layer(*inputs), 'data')
-
-  split = jax.shard_map(
-    run,
+  return jax.shard_map(
+    lambda *inputs: jax.lax.psum(run(*inputs), 'data'),
     mesh=mesh,
     in_specs=(spec('data'), spec(), spec()),
     out_specs=spec(),
     check_vma=check,
   )
-  if check:
-    with pytest.raises(ValueError, match='check_vma=False'):
-      jax.eval_shape(split, *inputs)
-  else:
-    assert_close(jax.jit(split)(*inputs), layer(*inputs), **SAME)
 
 
 @needs_kernels
 def test_vmap_is_a_loop():
-  x, mixing, kernel = layer_inputs(6)
+  x, fc_kernel, depthwise_kernel = layer_inputs(6)
   xs = x.reshape(3, 2, *x.shape[1:])
   gradient = jax.grad(layer)
-  results = jax.vmap(gradient, in_axes=(0, None, None))(xs, mixing, kernel)
-  wanted = jnp.stack([gradient(x, mixing, kernel) for x in xs])
+  results = jax.vmap(gradient, in_axes=(0, None, None))(
+    xs, fc_kernel, depthwise_kernel
+  )
+  wanted = jnp.stack([gradient(x, fc_kernel, depthwise_kernel) for x in xs])
   assert_close(results, wanted, **SAME)
 
 
@@ -201,95 +211,49 @@ def targets(function, *args):
 )
 def test_auto_takes_the_kernels_where_they_serve(shape, dtype, expected):
   x = normal(0, *shape, dtype=dtype)
-  mixing = normal(1, 2, 9, dtype=dtype)
-  kernel = normal(2, 3, 3, 9, 2 * shape[-1], dtype=dtype)
+  fc_kernel = normal(1, 2, 9, dtype=dtype)
+  depthwise_kernel = normal(2, 3, 3, 9, 2 * shape[-1], dtype=dtype)
   found = (
     targets(functools.partial(attend, implementation='auto'), x, x, x),
     targets(
-      functools.partial(convolve, implementation='auto'), [x], mixing, kernel
+      functools.partial(convolve, implementation='auto'),
+      [x],
+      fc_kernel,
+      depthwise_kernel,
     ),
   )
   assert found == expected
 
 
-def test_auto_needs_no_compiler(monkeypatch):
-  monkeypatch.setattr(library, 'missing', lambda: 'there is no compiler.')
-  x, mixing, kernel = layer_inputs(1)
-  np.testing.assert_allclose(
-    attend(x, x, x, 'auto', kernel_size=3),
-    attend(x, x, x, 'patches', kernel_size=3),
-    atol=1e-5,
-  )
-  np.testing.assert_allclose(
-    convolve([x, x, x], mixing, kernel, 'auto'),
-    convolve([x, x, x], mixing, kernel, 'shifts'),
-    atol=1e-4,
-  )
-  with pytest.raises(ValueError, match="no compiler. 'auto' and 'tiles'"):
-    attend(x, x, x)
-  with pytest.raises(ValueError, match="no compiler. 'auto' and 'channels'"):
-    convolve([x, x, x], mixing, kernel)
+def test_without_enable_the_forms_of_xla_serve():
+  inputs = layer_inputs(1)
+  run = functools.partial(layer, implementation='auto')
+  assert targets(run, *inputs) == 0
+  with pytest.raises(
+    ValueError, match=r'enable\(\) has not been called. These'
+  ):
+    attend(*[inputs[0]] * 3)
+  with pytest.raises(ValueError, match="These can: 'auto', 'channels', 'grou"):
+    convolve([inputs[0]] * 3, *inputs[1:])
+
+
+def test_without_enable_layers_export_and_split():
+  inputs = layer_inputs(8)
+  run = functools.partial(layer, implementation='auto')
+  gradient = jax.value_and_grad(run, (0, 1, 2))
+  wanted = jax.jit(gradient)(*inputs)
+  exported = jax.export.export(jax.jit(gradient), platforms=['cpu'])(*inputs)
+  assert_close(exported.call(*inputs), wanted, **SAME)
+  split = jax.value_and_grad(split_layer(run, check=True), (0, 1, 2))
+  assert_close(jax.jit(split)(*inputs), wanted, **SAME)
 
 
 def test_what_the_kernels_do_not_serve_is_named():
   x = normal(0, 1, 8, 8, 1, 4, dtype='bfloat16')
-  with pytest.raises(ValueError, match='float32, not bfloat16 maps'):
+  with pytest.raises(
+    ValueError, match='takes float32, not q, k, v of bfloat16'
+  ):
     attend(x, x, x)
   x = x.astype('float32')
-  with pytest.raises(ValueError, match='multiple of 16 channels.* with 4'):
+  with pytest.raises(ValueError, match='multiple of 16 channels a map, not 4'):
     convolve([x], normal(1, 1, 9), normal(2, 3, 3, 9, 4))
-
-
-def write_compiler(path, script):
-  path.write_text(f'#!/bin/sh\n{script}\n')
-  path.chmod(0o755)
-  return str(path)
-
-
-@pytest.mark.parametrize(
-  ('script', 'reason'),
-  [
-    ('echo "no such header" >&2; exit 1', 'no such header'),
-    (None, 'No such file'),
-    ('"', 'No closing quotation'),
-  ],
-)
-def test_a_compiler_that_fails_is_said_why(
-  monkeypatch, tmp_path, caplog, script, reason
-):
-  compiler = tmp_path / 'compiler'
-  if script == '"':
-    compiler = script
-  elif script:
-    write_compiler(compiler, script)
-  monkeypatch.setenv('CXX', str(compiler))
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  assert reason in library.missing.__wrapped__()
-  assert reason in caplog.text
-
-
-def test_the_library_is_compiled_once(monkeypatch, tmp_path):
-  compiler = write_compiler(
-    tmp_path / 'compiler',
-    'echo run >> "$(dirname "$0")/runs"; for last; do :; done; '
-    'case "$last" in --version) ;; *) echo library > "$last" ;; esac',
-  )
-  monkeypatch.setenv('CXX', compiler)
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  built = library._build()
-  assert built.read_text() == 'library\n'
-  assert library._build() == built
-  # It was asked for its version each time, and compiled at the first.
-  assert (tmp_path / 'runs').read_text().count('run') == 3
-  assert list(built.parent.iterdir()) == [built]
-  monkeypatch.setenv('CXX', f'{compiler} -mno-avx')
-  assert library._build() != built
-
-
-def test_a_cache_that_cannot_be_written_is_replaced(monkeypatch, tmp_path):
-  (tmp_path / 'file').touch()
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-  folder = library._cache()
-  assert folder.parent == tmp_path
-  assert folder.stat().st_mode & 0o077 == 0

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from acmix_jax.nn import transformer
-from acmix_jax.ops import convolution, images, pooling, products
+from acmix_jax.ops import xla_cpu
 
 
 def random(seed, *shape, dtype=jnp.float32):
@@ -22,12 +22,12 @@ def random(seed, *shape, dtype=jnp.float32):
 
 def check_equal(ours, reference, *args):
   """The same values and gradients of all arguments, up to rounding."""
-  y, to_args = jax.vjp(ours, *args)
-  expected, to_expected = jax.vjp(reference, *args)
-  assert y.dtype == expected.dtype
-  to_y = random(9, *y.shape, dtype=y.dtype)
+  out, pullback = jax.vjp(ours, *args)
+  expected, expected_pullback = jax.vjp(reference, *args)
+  assert out.dtype == expected.dtype
+  dout = random(9, *out.shape, dtype=out.dtype)
   for a, b in zip(
-    (y, *to_args(to_y)), (expected, *to_expected(to_y)), strict=True
+    (out, *pullback(dout)), (expected, *expected_pullback(dout)), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
@@ -47,7 +47,7 @@ def test_convolution_is_that_of_lax(side, strides):
     )
 
   def ours(x, kernel):
-    return convolution.convolution(x, kernel, strides)
+    return xla_cpu.convolution(x, kernel, strides)
 
   check_equal(
     ours, reference, random(0, 2, 7, 5, 6), random(1, side, side, 6, 4)
@@ -59,7 +59,7 @@ def test_dense_is_the_product_of_flax(shape):
   dimensions = ((len(shape) - 1,), (0,)), ((), ())
 
   def ours(x, kernel):
-    return products.dense(x, kernel, dimensions, precision=None)
+    return xla_cpu.dense(x, kernel, dimensions, precision=None)
 
   def reference(x, kernel):
     return lax.dot_general(x, kernel, dimensions)
@@ -74,7 +74,7 @@ def test_max_pool_is_that_of_flax(size, padding, h, w):
   # Few levels: most windows hold the largest value more than once.
   x = jnp.round(random(0, 2, h, w, 3))
   check_equal(
-    lambda x: pooling.max_pool(x, size, padding),
+    lambda x: xla_cpu.max_pool(x, size, padding),
     lambda x: nn.max_pool(x, (size, size), (2, 2), pads),
     x,
   )
@@ -84,16 +84,24 @@ def test_max_pool_keeps_nan():
   for y, x in np.ndindex(2, 2):
     image = np.zeros((1, 2, 2, 1), np.float32)
     image[0, y, x] = np.nan
-    assert np.isnan(pooling.max_pool(jnp.asarray(image), 2)).all()
+    assert np.isnan(xla_cpu.max_pool(jnp.asarray(image), 2)).all()
 
 
 def test_adds_to_each_image():
   check_equal(
-    images.add_to_each,
+    xla_cpu.add_to_each,
     lambda x, y: x + y[None],
     random(0, 3, 4, 5, 2),
     random(1, 4, 5, 2),
   )
+
+
+def test_zeros_are_zeros_whatever_they_are_made_of():
+  x = jnp.asarray([1.0, -jnp.inf, jnp.inf, jnp.nan], jnp.bfloat16)
+  zeros = xla_cpu.zeros(x)
+  assert zeros.dtype == jnp.float32
+  np.testing.assert_array_equal(zeros, np.zeros(4))
+  assert xla_cpu.zero(x, jnp.full((1, 1), jnp.inf)) == 0
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -88,7 +88,7 @@ def test_exchanges_of_a_compiled_update_are_found():
 
 def _config():
   config = digits_acmix.get_config()
-  config.model.convolution_implementation = 'conv'
+  config.model.convolution_implementation = 'grouped'
   return config.lock()
 
 

@@ -18,7 +18,7 @@ from acmix_jax.nn import (
   spatial_reduction_attention,
   transformer,
 )
-from acmix_jax.ops import images
+from acmix_jax.ops import xla_cpu
 
 _EPSILON = 1e-6
 
@@ -120,7 +120,7 @@ class PVT(nn.Module):
     for stage in range(1, len(self.stage_sizes) + 1):
       x = getattr(self, f'embed{stage}')(x)
       position = _resized(getattr(self, f'position{stage}'), x)
-      x = images.add_to_each(x, position)
+      x = xla_cpu.add_to_each(x, position)
       grid = x.shape[1:3]
       y = x.reshape(len(x), -1, x.shape[-1])
       if classify and stage == len(self.stage_sizes):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax.nn import acmix, checks, layers, local_attention, remat
-from acmix_jax.ops import pooling
+from acmix_jax.ops import xla_cpu
 
 MIXES = ('conv', 'attention', 'acmix')
 _EXPANSION = 4
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
     x = self.stem_conv(x.astype(self.dtype))
     x = nn.relu(self.stem_norm(x, train=train))
     if self.stem == 'imagenet':
-      x = pooling.max_pool(x, 3, padding=1)
+      x = xla_cpu.max_pool(x, 3, padding=1)
     stages = {}
     for number in range(1, len(self.stage_sizes) + 1):
       x = remat.apply_blocks(self, f'stage{number}', x, train=train)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax.nn import acmix, checks, layers, patchwise_attention, remat
-from acmix_jax.ops import pooling
+from acmix_jax.ops import xla_cpu
 
 # Of the trunk's channels for each of the attention's.
 _EXPANSION = 4
@@ -114,7 +114,7 @@ class SAN(nn.Module):
     x = nn.relu(self.stem_norm(x, train=train))
     stages = {}
     for stage in range(len(self.stage_sizes)):
-      x = pooling.max_pool(x, 2)
+      x = xla_cpu.max_pool(x, 2)
       x = getattr(self, f'conv{stage}')(x)
       x = remat.apply_blocks(self, f'stage{stage}', x, train=train)
       x = nn.relu(getattr(self, f'norm{stage}')(x, train=train))

@@ -4,7 +4,7 @@ A program takes a band of queries of one image and the rectangle of keys that
 the band reaches. They are multiplied densely on the matrix unit; a key outside
 a query's window has a log count of -inf. The logits never leave the chip, and
 since a program holds all keys of its queries, the backward kernel recomputes
-the softmax from q, k and v: nothing else is saved.
+the softmax from q, k and v: nothing else is kept.
 
 Heads stay side by side in the lanes, [b, h, w, n * d]: a last axis of d < 128
 would be padded to 128 in memory. Zeros in the other heads' lanes of q cut a
@@ -13,7 +13,7 @@ product to one head.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from acmix_jax.ops import windows
-from acmix_jax.ops.local_attention import window_counts
+from acmix_jax.ops import sharding
+from acmix_jax.ops.local_attention import geometry
 
 _LANES = 128
 # Columns are cut at multiples of a register's rows of 16-bit numbers.
@@ -34,112 +34,89 @@ _MIB = 2**20
 # A core has 16 (v2 to v4), 64 (v5p, v7) or 128 MiB (v5e, v6e).
 _VMEM = 56 * _MIB
 
+_dot = geometry.dot
+
 
 def _round_up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
 
 
 class _Plan(NamedTuple):
-  """How two maps are cut into programs; all are static.
+  """How two maps are cut into programs; all is static.
 
   Attributes:
-    queries: rows and columns of the map of queries.
-    keys: rows and columns of the map of keys.
-    heads: number of heads.
-    depth: channels of a head.
-    kernel_size: side of a window.
-    strides: pixels between queries.
-    dilation: pixels between keys.
-    band: rows and columns of the queries of a program.
-    span: rows and columns of the keys of a program.
+    problem: Sizes of the maps and the window.
+    band: Rows and columns of the queries of a program.
+    span: Rows and columns of the keys of a program.
   """
 
-  queries: tuple[int, int]
-  keys: tuple[int, int]
-  heads: int
-  depth: int
-  kernel_size: int
-  strides: int
-  dilation: int
+  problem: geometry.Problem
   band: tuple[int, int]
   span: tuple[int, int]
 
   @property
+  def channels(self) -> int:
+    """Channels of all heads."""
+    return self.problem.heads * self.problem.depth
+
+  @property
   def grid(self) -> tuple[int, int]:
-    return tuple(
-      -(-size // step)
-      for size, step in zip(self.queries, self.band, strict=True)
-    )
+    """Bands along the rows and the columns of the queries."""
+    rows, columns = map(pl.cdiv, self.problem.queries, self.band)
+    return rows, columns
 
   @property
   def groups(self) -> list[slice]:
     """Lanes of whole heads that one product takes: a register, if possible."""
-    channels = self.heads * self.depth
-    if _LANES % self.depth == 0 or self.depth % _LANES == 0:
-      size = max(_LANES, self.depth)
-    else:
-      size = channels
+    depth, size = self.problem.depth, self.channels
+    if _LANES % depth == 0 or depth % _LANES == 0:
+      size = max(_LANES, depth)
     return [
-      slice(first, min(first + size, channels))
-      for first in range(0, channels, size)
+      slice(first, min(first + size, self.channels))
+      for first in range(0, self.channels, size)
     ]
 
   def first_keys(self, band, axis: int):
     """First row (axis 0) or column (1) of keys of the band of that number."""
-    last = self.keys[0] - self.span[0]
-    align = 1
-    if axis == 1:
-      last = _round_up(self.keys[1], _SUBLANES) - self.span[1]
-      align = _SUBLANES
-    reach = windows.padding(self.kernel_size, self.dilation)
-    first = band * (self.band[axis] * self.strides) - reach
+    align = (1, _SUBLANES)[axis]
+    last = _round_up(self.problem.keys[axis], align) - self.span[axis]
+    first = band * (self.band[axis] * self.problem.strides)
+    first -= self.problem.reach
     return first.clip(0, last) & -align
 
 
-def _plan(q, k, kernel_size: int, strides: int, dilation: int) -> _Plan:
-  _, ho, wo, heads, depth = q.shape
-  h, w = k.shape[1:3]
-  columns = _round_up(wo, _SUBLANES)
+def _make_plan(problem: geometry.Problem) -> _Plan:
+  columns = _round_up(problem.queries[1], _SUBLANES)
   if columns > _UNCUT:
     columns = _UNCUT // 2
-  bands = -(-ho // max(1, _QUERIES // columns))
-  rows = -(-ho // bands)
-  extent = 2 * windows.padding(kernel_size, dilation) + 1
+  bands = pl.cdiv(problem.queries[0], max(1, _QUERIES // columns))
+  rows = pl.cdiv(problem.queries[0], bands)
   # A cut starts up to _SUBLANES - 1 columns before the first key it needs.
-  needed = (columns - 1) * strides + extent + _SUBLANES - 1
+  needed = (columns - 1) * problem.strides + problem.extent + _SUBLANES - 1
   return _Plan(
-    queries=(ho, wo),
-    keys=(h, w),
-    heads=heads,
-    depth=depth,
-    kernel_size=kernel_size,
-    strides=strides,
-    dilation=dilation,
+    problem,
     band=(rows, columns),
     span=(
-      min(h, (rows - 1) * strides + extent),
-      _round_up(min(w, needed), _SUBLANES),
+      min(problem.keys[0], (rows - 1) * problem.strides + problem.extent),
+      _round_up(min(problem.keys[1], needed), _SUBLANES),
     ),
   )
 
 
 def _count_tables(plan: _Plan) -> list[jax.Array]:
   """Log counts by row and by column [bands, band, span rows * columns]."""
-  key = jnp.arange(plan.span[0] * plan.span[1])
+  problem = plan.problem
+  key = jnp.arange(math.prod(plan.span), dtype=jnp.int32)
   lines = key // plan.span[1], key % plan.span[1]
   tables = []
   for axis, line in enumerate(lines):
-    bands = jnp.arange(plan.grid[axis])[:, None, None]
-    query = bands * plan.band[axis] + jnp.arange(plan.band[axis])[None, :, None]
+    bands = jnp.arange(plan.grid[axis], dtype=jnp.int32)[:, None, None]
+    query = jnp.arange(plan.band[axis], dtype=jnp.int32)[None, :, None]
+    query += bands * plan.band[axis]
     # Queries beyond the map are the last one again, so that each has a key.
-    query = query.clip(max=plan.queries[axis] - 1) * plan.strides
+    query = query.clip(max=problem.queries[axis] - 1) * problem.strides
     key = plan.first_keys(bands, axis) + line[None, None]
-    size = plan.keys[axis]
-    tables.append(
-      window_counts.log_counts(
-        query, key, size, plan.kernel_size, plan.dilation
-      )
-    )
+    tables.append(geometry.log_counts(query, key, problem.keys[axis], problem))
   return tables
 
 
@@ -161,7 +138,7 @@ def _inside(x, first, size):
 
 def _read_queries(ref, plan: _Plan, lanes: slice):
   first = [pl.program_id(1 + axis) * plan.band[axis] for axis in (0, 1)]
-  return _inside(ref[0, :, :, lanes], first, plan.queries)
+  return _inside(ref[0, :, :, lanes], first, plan.problem.queries)
 
 
 def _key_index(plan: _Plan, lanes: slice):
@@ -173,7 +150,7 @@ def _key_index(plan: _Plan, lanes: slice):
 def _read_keys(ref, plan: _Plan, lanes: slice):
   rows, columns, lanes = _key_index(plan, lanes)
   return _inside(
-    ref[0, rows, columns, lanes], (rows.start, columns.start), plan.keys
+    ref[0, rows, columns, lanes], (rows.start, columns.start), plan.problem.keys
   )
 
 
@@ -200,11 +177,6 @@ def _collect(x: jax.Array, depth: int) -> jax.Array:
   return sum(jnp.where(own, x[i], 0) for i, own in enumerate(masks))
 
 
-def _dot(x, y, axis_x: int, axis_y: int) -> jax.Array:
-  axes = ((axis_x,), (axis_y,)), ((), ())
-  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
-
-
 def _softmax(logits, log_counts):
   """Weights [heads * m, keys]; the log counts [m, keys] serve all heads."""
   logits = logits.reshape(-1, *log_counts.shape) + log_counts[None]
@@ -218,11 +190,11 @@ def _forward_kernel(
 ):
   log_counts = _log_counts(plan, rows_ref, columns_ref)
   for lanes in plan.groups:
-    q = _spread(_read_queries(q_ref, plan, lanes), plan.depth)
+    q = _spread(_read_queries(q_ref, plan, lanes), plan.problem.depth)
     logits = _dot(q, _read_keys(k_ref, plan, lanes), 1, 1)
     weights = _softmax(logits, log_counts).astype(v_ref.dtype)
     out = _dot(weights, _read_keys(v_ref, plan, lanes), 1, 0)
-    out = _collect(out, plan.depth).astype(out_ref.dtype)
+    out = _collect(out, plan.problem.depth).astype(out_ref.dtype)
     out_ref[0, :, :, lanes] = out.reshape(*plan.band, -1)
 
 
@@ -251,16 +223,16 @@ def _backward_kernel(
 
   log_counts = _log_counts(plan, rows_ref, columns_ref)
   for lanes in plan.groups:
-    q = _spread(_read_queries(q_ref, plan, lanes), plan.depth)
-    dout = _spread(_read_queries(dout_ref, plan, lanes), plan.depth)
+    q = _spread(_read_queries(q_ref, plan, lanes), plan.problem.depth)
+    dout = _spread(_read_queries(dout_ref, plan, lanes), plan.problem.depth)
     k = _read_keys(k_ref, plan, lanes)
     v = _read_keys(v_ref, plan, lanes)
     weights = _softmax(_dot(q, k, 1, 1), log_counts)
     dweights = _dot(dout, v, 1, 1)
     mean = (weights * dweights).sum(-1, keepdims=True)
     dlogits = (weights * (dweights - mean)).astype(k.dtype)
-    dq = _collect(_dot(dlogits, k, 1, 0), plan.depth).astype(dq_ref.dtype)
-    dq_ref[0, :, :, lanes] = dq.reshape(*plan.band, -1)
+    dq = _collect(_dot(dlogits, k, 1, 0), plan.problem.depth)
+    dq_ref[0, :, :, lanes] = dq.astype(dq_ref.dtype).reshape(*plan.band, -1)
     index = _key_index(plan, lanes)
     shape = (*plan.span, -1)
     dk_sum[index] += _dot(dlogits, q, 0, 0).reshape(shape)
@@ -279,122 +251,149 @@ def _map_bytes(size, channels: int, itemsize: int) -> int:
   return rows * columns * _round_up(channels, _LANES) * itemsize
 
 
-def _vmem_bytes(plan: _Plan, itemsize: int) -> int:
+def _vmem_bytes(plan: _Plan) -> int:
   """What the backward kernel holds at once, up to a few percent."""
-  channels = plan.heads * plan.depth
-  keys = _map_bytes(plan.keys, channels, 1)
-  band = _map_bytes(plan.band, channels, itemsize)
-  heads = plan.groups[0].stop // plan.depth
+  itemsize = plan.problem.dtypes[1].itemsize
+  keys = _map_bytes(plan.problem.keys, plan.channels, 1)
+  band = _map_bytes(plan.band, plan.channels, itemsize)
+  heads = plan.groups[0].stop // plan.problem.depth
   logits = heads * math.prod(plan.band + plan.span) * 4
   # k, v, dk, dv and three bands are fetched and stored while others compute.
   return keys * (2 * 4 * itemsize + 2 * 4) + 2 * 3 * band + 6 * logits
 
 
-def supports(q, k, kernel_size: int, strides: int, dilation: int) -> bool:
-  """Whether dtypes are those of the chip and an image fits in its memory."""
-  plan = _plan(q, k, kernel_size, strides, dilation)
-  return (
-    k.dtype in (jnp.bfloat16, jnp.float32)
-    and _vmem_bytes(plan, k.dtype.itemsize) <= _VMEM
-  )
+def why_not(problem: geometry.Problem) -> str | None:
+  """Reason why the kernels cannot serve: dtypes, or the memory of the chip."""
+  if problem.varying:
+    return f'of the kernel for TPU, {sharding.WHY_NOT_VARYING}'
+  dtype = problem.dtypes[1]
+  if dtype not in (jnp.bfloat16, jnp.float32):
+    return f'the kernel for TPU takes float32 and bfloat16, not {dtype}.'
+  needed = _vmem_bytes(_make_plan(problem))
+  if needed > _VMEM:
+    return (
+      f'the kernel for TPU would need {needed / _MIB:.0f} MiB on chip for maps '
+      f'of {problem.keys}; {_VMEM / _MIB:.0f} are allowed.'
+    )
+  return None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def attend(
+  problem: geometry.Problem,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  interpret: Any = False,
+) -> jax.Array:
+  """Attention of each query over the window around it, reflected at borders.
+
+  Has one reverse gradient and no forward one. Products of float32 are as
+  precise as jax_default_matmul_precision says.
+
+  No compiler can split a kernel, and `custom_partitioning`, which would tell it
+  how to, is unknown to that of TPU (jax issue 38196). Several devices share the
+  images if `jax.set_mesh` names their mesh; jax refuses to lower the kernels
+  for them otherwise.
+
+  Args:
+    problem: Sizes of the arrays and the window.
+    q: Queries [b, ho, wo, n, d].
+    k: Keys [b, h, w, n, d], scaled.
+    v: Values [b, h, w, n, d].
+    interpret: `interpret` of `pallas_call`: True runs plain operations, on any
+      machine.
+
+  Returns:
+    [b, ho, wo, n, d] in the dtype of v.
+  """
+  plan = _make_plan(problem)
+
+  def call(q, k, v):
+    counts = _count_tables(plan)
+    query, key, tables = _specs(plan, counts)
+    out = pl.pallas_call(
+      functools.partial(_forward_kernel, plan=plan),
+      grid=(q.shape[0], *plan.grid),
+      in_specs=[query, key, key, *tables],
+      out_specs=query,
+      out_shape=jax.ShapeDtypeStruct(_merge_heads(q).shape, v.dtype),
+      interpret=interpret,
+      name='local_attention',
+      **_parameters(plan, q.shape[0], queries=2, keys=2, products=2),
+    )(_merge_heads(q), _merge_heads(k), _merge_heads(v), *counts)
+    return out.reshape(q.shape)
+
+  return sharding.split_images(call, q, k, v)
+
+
+def _fwd(problem, q, k, v, interpret):
+  return attend(problem, q, k, v, interpret), (q, k, v)
+
+
+def _bwd(problem, interpret, residuals, dout):
+  plan = _make_plan(problem)
+
+  def call(q, k, v, dout):
+    counts = _count_tables(plan)
+    query, key, tables = _specs(plan, counts)
+    merged = [_merge_heads(x) for x in (q, k, v)]
+    total = pltpu.VMEM(key.block_shape[1:], jnp.float32)
+    dq, dk, dv = pl.pallas_call(
+      functools.partial(_backward_kernel, plan=plan),
+      grid=(q.shape[0], *plan.grid),
+      in_specs=[query, key, key, *tables, query],
+      out_specs=[query, key, key],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged],
+      scratch_shapes=[total, total],
+      interpret=interpret,
+      name='local_attention_gradients',
+      **_parameters(plan, q.shape[0], queries=3, keys=4, products=5),
+    )(*merged, *counts, _merge_heads(dout))
+    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+
+  return sharding.split_images(call, *residuals, dout)
+
+
+attend.defvjp(_fwd, _bwd)
+
+# Slow: the kernels as plain operations, for tests.
+interpret = functools.partial(attend, interpret=True)
+
+
+def _merge_heads(x):
+  return x.reshape(*x.shape[:3], -1)
 
 
 def _specs(plan: _Plan, counts):
   """Blocks of a program: of queries, of keys (a whole map), of both counts."""
-  channels = plan.heads * plan.depth
-  keys = (plan.keys[0], _round_up(plan.keys[1], _SUBLANES))
+  rows, columns = plan.problem.keys
+  keys = rows, _round_up(columns, _SUBLANES)
   return (
-    pl.BlockSpec((1, *plan.band, channels), lambda b, i, j: (b, i, j, 0)),
-    pl.BlockSpec((1, *keys, channels), lambda b, i, j: (b, 0, 0, 0)),
+    pl.BlockSpec((1, *plan.band, plan.channels), lambda b, i, j: (b, i, j, 0)),
+    pl.BlockSpec((1, *keys, plan.channels), lambda b, i, j: (b, 0, 0, 0)),
     [pl.BlockSpec(x.shape, lambda b, i, j: (0, 0, 0)) for x in counts],
   )
 
 
 def _parameters(
-  plan: _Plan, batch: int, itemsize: int, queries, keys, products
+  plan: _Plan, batch: int, *, queries: int, keys: int, products: int
 ):
-  """Compiler parameters and cost of a call.
-
-  Args:
-    plan: how maps are cut.
-    batch: number of images.
-    itemsize: bytes of a number.
-    queries: maps of queries read or written.
-    keys: maps of keys read or written.
-    products: matrix products of queries and keys.
-  """
-  channels = plan.heads * plan.depth
+  """Compiler parameters and cost of a call on so many maps and products."""
+  problem, channels = plan.problem, plan.channels
+  itemsize = problem.dtypes[1].itemsize
   pairs = batch * math.prod(plan.grid + plan.band + plan.span)
   group = plan.groups[0].stop
-  moved = queries * _map_bytes(plan.queries, channels, itemsize)
-  moved += keys * _map_bytes(plan.keys, channels, itemsize)
+  moved = queries * _map_bytes(problem.queries, channels, itemsize)
+  moved += keys * _map_bytes(problem.keys, channels, itemsize)
   return dict(
     cost_estimate=pl.CostEstimate(
-      flops=2 * products * pairs * plan.heads * group,
-      transcendentals=pairs * plan.heads,
+      flops=2 * products * pairs * problem.heads * group,
+      transcendentals=pairs * problem.heads,
       bytes_accessed=batch * moved,
     ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=max(16 * _MIB, _vmem_bytes(plan, itemsize)),
+      vmem_limit_bytes=max(16 * _MIB, _vmem_bytes(plan)),
     ),
-  )
-
-
-def _merge(x):
-  return x.reshape(*x.shape[:3], -1)
-
-
-def forward(q, k, v, kernel_size, strides, dilation, interpret=False):
-  """Attention of q [b, ho, wo, n, d] over k, v [b, h, w, n, d].
-
-  Args:
-    q: queries, strided.
-    k: keys, scaled.
-    v: values.
-    kernel_size: odd side of the window.
-    strides: pixels between queries.
-    dilation: pixels between neighbouring keys of a window.
-    interpret: whether to run as plain operations, on any machine.
-
-  Returns:
-    [b, ho, wo, n, d] in the dtype of v.
-  """
-  plan = _plan(q, k, kernel_size, strides, dilation)
-  counts = _count_tables(plan)
-  query, key, tables = _specs(plan, counts)
-  out = pl.pallas_call(
-    functools.partial(_forward_kernel, plan=plan),
-    grid=(q.shape[0], *plan.grid),
-    in_specs=[query, key, key, *tables],
-    out_specs=query,
-    out_shape=jax.ShapeDtypeStruct(_merge(q).shape, v.dtype),
-    interpret=interpret,
-    name='local_attention',
-    **_parameters(plan, q.shape[0], k.dtype.itemsize, 2, 2, 2),
-  )(_merge(q), _merge(k), _merge(v), *counts)
-  return out.reshape(q.shape)
-
-
-def backward(q, k, v, dout, kernel_size, strides, dilation, interpret=False):
-  """Gradients of q, k and v, given that of the output of `forward`."""
-  plan = _plan(q, k, kernel_size, strides, dilation)
-  counts = _count_tables(plan)
-  query, key, tables = _specs(plan, counts)
-  merged = [_merge(x) for x in (q, k, v)]
-  total = pltpu.VMEM(key.block_shape[1:], jnp.float32)
-  gradients = pl.pallas_call(
-    functools.partial(_backward_kernel, plan=plan),
-    grid=(q.shape[0], *plan.grid),
-    in_specs=[query, key, key, *tables, query],
-    out_specs=[query, key, key],
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged],
-    scratch_shapes=[total, total],
-    interpret=interpret,
-    name='local_attention_gradients',
-    **_parameters(plan, q.shape[0], k.dtype.itemsize, 3, 4, 5),
-  )(*merged, *counts, _merge(dout))
-  return tuple(
-    gradient.reshape(x.shape)
-    for gradient, x in zip(gradients, (q, k, v), strict=True)
   )

@@ -7,7 +7,6 @@ image and head; the batch is never cut, as it may be spread over devices.
 The backward pass computes the weights again from their log-sum-exp.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import loops, windows
-from acmix_jax.ops.local_attention import window_counts
+from acmix_jax.ops import xla_cpu
+from acmix_jax.ops.local_attention import geometry
 
 # Queries along a side of a tile. A smaller tile masks fewer products, a larger
 # one copies fewer keys; on CPU 4 was the fastest of 4, 5, 7 and 8 unless a
@@ -33,43 +32,43 @@ _MASKED = np.float32(-1e30)
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Side:
+class _Side(NamedTuple):
   """How one side of a map is cut into tiles.
 
   Attributes:
-    size: keys along the side.
-    queries: of one tile.
-    kernel_size: keys in a window.
-    strides: keys between queries.
-    dilation: keys between neighbours in a window.
+    problem: Sizes of the maps and the window.
+    axis: 0 for rows, 1 for columns.
+    queries: Queries of one tile.
   """
 
-  size: int
+  problem: geometry.Problem
+  axis: int
   queries: int
-  kernel_size: int
-  strides: int
-  dilation: int
+
+  @property
+  def size(self) -> int:
+    """Keys along the side."""
+    return self.problem.keys[self.axis]
 
   @property
   def count(self) -> int:
     """Tiles along the side."""
-    return -(-windows.output_size(self.size, self.strides) // self.queries)
-
-  @property
-  def reach(self) -> int:
-    """Keys that a window extends beyond its centre."""
-    return windows.padding(self.kernel_size, self.dilation)
+    return -(-self.problem.queries[self.axis] // self.queries)
 
   @property
   def keys(self) -> int:
     """Keys of one tile."""
-    reached = (self.queries - 1) * self.strides + 2 * self.reach + 1
-    return min(self.size, reached)
+    span = (self.queries - 1) * self.problem.strides + self.problem.extent
+    return min(self.size, span)
+
+  @property
+  def missing(self) -> int:
+    """Queries of the last tile that the map does not have."""
+    return self.count * self.queries - self.problem.queries[self.axis]
 
   def first_key(self, tile: jax.Array | np.ndarray) -> jax.Array:
     """The first of the keys of a tile; at a border the tile moves inwards."""
-    first = tile * (self.queries * self.strides) - self.reach
+    first = tile * (self.queries * self.problem.strides) - self.problem.reach
     return jnp.clip(first, 0, self.size - self.keys)
 
   def log_counts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,50 +80,55 @@ class _Side:
       tiles = np.arange(self.count)[:, None, None]
       query = tiles * self.queries + np.arange(self.queries)[None, :, None]
       key = self.first_key(tiles) + np.arange(self.keys)[None, None, :]
-      counts = window_counts.log_counts(
-        query * self.strides,
-        key,
-        self.size,
-        self.kernel_size,
-        self.dilation,
+      counts = geometry.log_counts(
+        query * self.problem.strides, key, self.size, self.problem
       )
       tables, index = np.unique(counts, axis=0, return_inverse=True)
     return tables, index.reshape(-1).astype(np.int32)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  kernel_size: int,
-  strides: int,
-  dilation: int,
+  problem: geometry.Problem, q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-  """Attention of queries [b, ho, wo, n, d] over scaled [b, h, w, n, d]."""
-  height, width = q.shape[1:3]
-  rows, columns = (
-    _cut(size, kernel_size, strides, dilation) for size in k.shape[1:3]
+  """Attention of each query over the window around it, reflected at borders.
+
+  Has one reverse gradient and no forward one.
+
+  Args:
+    problem: Sizes of the arrays and the window.
+    q: Queries [b, ho, wo, n, d].
+    k: Keys [b, h, w, n, d], scaled.
+    v: Values [b, h, w, n, d].
+
+  Returns:
+    [b, ho, wo, n, d] in the dtype of v.
+  """
+  return _fwd(problem, q, k, v)[0]
+
+
+def _cut(problem):
+  """Cuts both sides so that the fewest products are computed."""
+  return [
+    min(
+      (_Side(problem, axis, queries) for queries in _SIZES),
+      key=lambda side: side.count * side.queries * side.keys,
+    )
+    for axis in (0, 1)
+  ]
+
+
+def _pad(x, rows, columns):
+  """Adds the queries that whole tiles need."""
+  return jnp.pad(
+    x, ((0, 0), (0, rows.missing), (0, columns.missing), (0, 0), (0, 0))
   )
-  missing = (
-    (0, rows.count * rows.queries - height),
-    (0, columns.count * columns.queries - width),
-  )
-  q = jnp.pad(q, ((0, 0), *missing, (0, 0), (0, 0)))
-  return _attend(rows, columns, q, k, v)[:, :height, :width]
 
 
-def _cut(size, *window):
-  """Cuts a side so that the fewest products are computed."""
-  sides = [_Side(size, queries, *window) for queries in _SIZES]
-  return min(sides, key=lambda side: side.count * side.queries * side.keys)
+def _fwd(problem, q, k, v):
+  rows, columns = _cut(problem)
+  q = _pad(q, rows, columns)
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(rows, columns, q, k, v):
-  return _attend_forward(rows, columns, q, k, v)[0]
-
-
-def _attend_forward(rows, columns, q, k, v):
   def attend_tile(tile, carry):
     out, logsumexp = carry
     logits = tile.bias + _product(
@@ -140,48 +144,61 @@ def _attend_forward(rows, columns, q, k, v):
       _put(logsumexp, greatest + jnp.log(total), tile.queries),
     )
 
-  start = loops.zeros(q).astype(v.dtype), loops.zeros(q[..., :1])
+  start = xla_cpu.zeros(q).astype(v.dtype), xla_cpu.zeros(q[..., :1])
   out, logsumexp = _loop(rows, columns, attend_tile, start)
-  return out, (q, k, v, out, logsumexp)
+  height, width = problem.queries
+  return out[:, :height, :width], (q, k, v, out, logsumexp)
 
 
-def _attend_backward(rows, columns, residuals, to_out):
+def _bwd(problem, residuals, dout):
+  rows, columns = _cut(problem)
   q, k, v, out, logsumexp = residuals
+  dout = _pad(dout, rows, columns)
   # What the softmax takes from the gradients of a query's weights.
-  mean = _product('bhwnd,bhwnd->bhwn', out, to_out)[..., None]
+  mean = _product('bhwnd,bhwnd->bhwn', out, dout)[..., None]
 
   def differentiate_tile(tile, carry):
-    to_q, to_k, to_v = carry
-    q_tile, to_tile = _get(q, tile.queries), _get(to_out, tile.queries)
+    dq, dk, dv = carry
+    q_tile, dout_tile = _get(q, tile.queries), _get(dout, tile.queries)
     k_tile, v_tile = _get(k, tile.keys), _get(v, tile.keys)
     logits = tile.bias + _product('tqd,tkd->tqk', q_tile, k_tile)
     weights = jnp.exp(logits - _get(logsumexp, tile.queries))
-    to_weights = _product('tqd,tkd->tqk', to_tile, v_tile)
-    to_weights = to_weights - _get(mean, tile.queries)
-    to_logits = (weights * to_weights).astype(q.dtype)
-    to_q_tile = _product('tqk,tkd->tqd', to_logits, k_tile)
+    dweights = _product('tqd,tkd->tqk', dout_tile, v_tile)
+    dlogits = weights * (dweights - _get(mean, tile.queries))
+    dlogits = dlogits.astype(q.dtype)
+    dq_tile = _product('tqk,tkd->tqd', dlogits, k_tile)
     # XLA's fast products on CPU sum over the last axis of what is on the left,
     # so it is the small tiles that are transposed.
     q_tile = _get_transposed(q, tile.queries)
-    to_k_tile = _product('tdq,tqk->tdk', q_tile, to_logits)
-    to_tile = _get_transposed(to_out, tile.queries)
-    to_v_tile = _product('tdq,tqk->tdk', to_tile, weights.astype(q.dtype))
+    dk_tile = _product('tdq,tqk->tdk', q_tile, dlogits)
+    dout_tile = _get_transposed(dout, tile.queries)
+    dv_tile = _product('tdq,tqk->tdk', dout_tile, weights.astype(q.dtype))
     return (
-      _put(to_q, to_q_tile, tile.queries),
-      _add_transposed(to_k, to_k_tile, tile.keys),
-      _add_transposed(to_v, to_v_tile, tile.keys),
+      _put(dq, dq_tile, tile.queries),
+      _add_transposed(dk, dk_tile, tile.keys),
+      _add_transposed(dv, dv_tile, tile.keys),
     )
 
-  start = loops.zeros(q), loops.zeros(k), loops.zeros(v)
-  to_q, to_k, to_v = _loop(rows, columns, differentiate_tile, start)
-  return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
+  start = xla_cpu.zeros(q), xla_cpu.zeros(k), xla_cpu.zeros(v)
+  dq, dk, dv = _loop(rows, columns, differentiate_tile, start)
+  height, width = problem.queries
+  return (
+    dq[:, :height, :width].astype(q.dtype),
+    dk.astype(k.dtype),
+    dv.astype(v.dtype),
+  )
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+attend.defvjp(_fwd, _bwd)
 
 
 class _Place(NamedTuple):
-  """A rectangle of pixels: its first row and column, and its size."""
+  """A rectangle of pixels.
+
+  Attributes:
+    first: Its first row and column.
+    size: Its rows and columns.
+  """
 
   first: tuple[jax.Array, jax.Array]
   size: tuple[int, int]
@@ -191,9 +208,9 @@ class _Tile(NamedTuple):
   """Where a tile has its queries and keys.
 
   Attributes:
-    queries: place of the queries.
-    keys: place of the keys.
-    bias: added to the logits [1, queries, keys].
+    queries: Place of the queries.
+    keys: Place of the keys.
+    bias: Log counts [1, queries, keys], added to the logits.
   """
 
   queries: _Place

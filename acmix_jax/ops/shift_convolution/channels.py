@@ -16,9 +16,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from acmix_jax.ops import loops, windows
+from acmix_jax.ops import windows, xla_cpu
+from acmix_jax.ops.shift_convolution import geometry
 
 # Channels that are moved in front of the images at a time.
 _BLOCK = 4
@@ -31,10 +33,10 @@ class _Frame:
   """The outputs of one map within zeros, and where its taps find their phase.
 
   Attributes:
-    size: rows and columns of the outputs.
-    kernel_size: rows and columns of taps.
-    strides: pixels between outputs.
-    dilation: pixels between neighbouring taps.
+    size: Rows and columns of the outputs.
+    kernel_size: Rows and columns of taps.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
   """
 
   size: tuple[int, int]
@@ -46,7 +48,7 @@ class _Frame:
   def margins(self) -> tuple[int, int]:
     """Zeros before and after the rows and the columns."""
     rows, columns = (
-      -(-windows.padding(side, self.dilation) // self.strides)
+      -(-windows.reach(side, self.dilation) // self.strides)
       for side in self.kernel_size
     )
     return rows, columns
@@ -66,7 +68,7 @@ class _Frame:
     return (self.size[0] - 1) * self.shape[1] + self.size[1]
 
   def taps(self) -> list[tuple[int, int]]:
-    """Of each tap, its phase and how far it moves that, in pixels of memory."""
+    """The phase of each tap, and how many pixels of memory it moves that by."""
     taps = []
     for tap in itertools.product(*map(range, self.kernel_size)):
       (row, top), (column, left) = map(self._phase, tap, self.kernel_size)
@@ -80,7 +82,7 @@ class _Frame:
     return sorted(range(len(taps)), key=taps.__getitem__)
 
   def phases(self) -> list[tuple[int, slice, list[int]]]:
-    """Each phase that has taps, its slice of `order`, and how they move it."""
+    """Each phase that has taps, their slice of `order`, and their shifts."""
     phases, first = [], 0
     for phase, taps in itertools.groupby(sorted(self.taps()), lambda x: x[0]):
       shifts = [shift for _, shift in taps]
@@ -89,7 +91,7 @@ class _Frame:
     return phases
 
   def _phase(self, position, side):
-    offset = position * self.dilation - windows.padding(side, self.dilation)
+    offset = position * self.dilation - windows.reach(side, self.dilation)
     return offset % self.strides, offset // self.strides
 
   def first(self, shift: int) -> int:
@@ -120,32 +122,18 @@ class _Frame:
     return x.reshape(b, rows * s, columns * s, m, d)[:, :height, :width]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
-  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
+  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
 ) -> jax.Array:
   """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
 
   Has a reverse gradient of the first order only.
   """
-  _, h, w, _, d = maps[0].shape
-  size = windows.output_size(h, strides), windows.output_size(w, strides)
-  frame = _Frame(size, kernel.shape[:2], strides, dilation)
-  weights = kernel.reshape(-1, kernel.shape[2], d, kernel.shape[3] // d)
-  weights = weights[jnp.array(frame.order())].transpose(2, 0, 3, 1)
-  return _convolve(frame, tuple(maps), weights.astype(maps[0].dtype))
-
-
-def _take(frame, maps, first, count):
-  """Some channels of all maps, [count, phases, sum of m, b, *size]."""
-  channels = (lax.dynamic_slice_in_dim(x, first, count, axis=4) for x in maps)
-  return jnp.concatenate([frame.split(x) for x in channels], axis=2)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(frame, maps, weights):
-  """Maps and weights [d, taps, n, sum of m] to [b, *size, d * n]."""
-  d, _, n, _ = weights.shape
-  b, block = len(maps[0]), math.gcd(d, _BLOCK)
+  frame = _make_frame(problem, maps, kernel)
+  b, d, n = len(maps[0]), problem.depth, kernel.shape[3] // problem.depth
+  block = math.gcd(d, _BLOCK)
+  weights = _order_taps(frame, kernel, d)
 
   def convolve_block(number, y):
     x = _take(frame, maps, number * block, block)
@@ -154,50 +142,76 @@ def _convolve(frame, maps, weights):
     part = part.reshape(*y.shape[:3], -1)
     return lax.dynamic_update_slice_in_dim(y, part, number * block * n, axis=3)
 
-  zero = loops.zeros(weights[0, 0, 0, 0]).astype(weights.dtype)
-  start = jnp.full((b, *frame.size, d * n), zero)
+  start = jnp.full(
+    (b, *frame.size, d * n), xla_cpu.zero(*maps, kernel), kernel.dtype
+  )
   return lax.fori_loop(0, d // block, convolve_block, start)
 
 
-def _convolve_forward(frame, maps, weights):
-  return _convolve(frame, maps, weights), (maps, weights)
+def _fwd(problem, maps, kernel):
+  return convolve(problem, maps, kernel), (maps, kernel)
 
 
-def _convolve_backward(frame, residuals, to_y):
-  maps, weights = residuals
-  d, _, n, _ = weights.shape
-  b, h, w, _, _ = maps[0].shape
-  block = math.gcd(d, _BLOCK)
+def _bwd(problem, residuals, dout):
+  maps, kernel = residuals
+  frame = _make_frame(problem, maps, kernel)
+  b, h, w, _, d = maps[0].shape
+  n, block = kernel.shape[3] // d, math.gcd(d, _BLOCK)
+  weights = _order_taps(frame, kernel, d)
   splits = list(itertools.accumulate(x.shape[3] for x in maps))[:-1]
 
   def differentiate_block(number, carry):
-    maps, to_weights = carry
+    maps, dweights = carry
     first = number * block
-    part = lax.dynamic_slice_in_dim(to_y, first * n, block * n, axis=3)
+    part = lax.dynamic_slice_in_dim(dout, first * n, block * n, axis=3)
     part = part.reshape(b, *frame.size, block, n).transpose(3, 4, 0, 1, 2)
-    to_x, to_kernels = _differentiate_channels(
+    dx, dkernels = _differentiate_channels(
       frame,
       _take(frame, maps, first, block),
       lax.dynamic_slice_in_dim(weights, first, block),
       part,
     )
-    to_x = jnp.split(frame.join(to_x, h, w), splits, axis=3)
+    dx = jnp.split(frame.join(dx, h, w), splits, axis=3)
     maps = [
       lax.dynamic_update_slice_in_dim(whole, x, first, axis=4)
-      for whole, x in zip(maps, to_x, strict=True)
+      for whole, x in zip(maps, dx, strict=True)
     ]
-    to_weights = lax.dynamic_update_slice_in_dim(
-      to_weights, to_kernels, first, axis=0
+    dweights = lax.dynamic_update_slice_in_dim(
+      dweights, dkernels, first, axis=0
     )
-    return maps, to_weights
+    return maps, dweights
 
   # The gradients take the place of the maps.
-  start = list(maps), loops.zeros(weights).astype(weights.dtype)
-  to_maps, to_weights = lax.fori_loop(0, d // block, differentiate_block, start)
-  return tuple(to_maps), to_weights
+  start = (
+    list(maps),
+    jnp.full(weights.shape, xla_cpu.zero(*maps, kernel), weights.dtype),
+  )
+  dmaps, dweights = lax.fori_loop(0, d // block, differentiate_block, start)
+  dkernel = dweights.transpose(1, 3, 0, 2)[np.argsort(frame.order())]
+  return dmaps, dkernel.reshape(kernel.shape)
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(_fwd, _bwd)
+
+
+def _make_frame(problem, maps, kernel):
+  rows, columns = (
+    windows.output_size(size, problem.strides) for size in maps[0].shape[1:3]
+  )
+  kernel_size = kernel.shape[:2]
+  return _Frame((rows, columns), kernel_size, problem.strides, problem.dilation)
+
+
+def _order_taps(frame, kernel, d):
+  """Weights [d, taps in order of phases, n, m] of a kernel [k, k, m, d * n]."""
+  weights = kernel.reshape(-1, kernel.shape[2], d, kernel.shape[3] // d)
+  return weights[np.array(frame.order())].transpose(2, 0, 3, 1)
+
+
+def _take(frame, maps, first, count):
+  """Some channels of all maps, [count, phases, sum of m, b, *size]."""
+  channels = (lax.dynamic_slice_in_dim(x, first, count, axis=4) for x in maps)
+  return jnp.concatenate([frame.split(x) for x in channels], axis=2)
 
 
 def _convolve_channels(frame, x, weights):
@@ -207,7 +221,7 @@ def _convolve_channels(frame, x, weights):
 
   def convolve_channel(channel, carry):
     y, zeros = carry
-    total = jnp.zeros((), jnp.float32)
+    total = jnp.float32(0)
     for phase, taps, shifts in frame.phases():
       zeros = frame.enclose(zeros, x[channel, phase])
       senders = weights[channel, taps].reshape(-1, m)
@@ -218,43 +232,45 @@ def _convolve_channels(frame, x, weights):
         total += part[:, :, first : first + frame.span]
     return y.at[channel, :, :, : frame.span].set(total.astype(y.dtype)), zeros
 
+  full = functools.partial(jnp.full, fill_value=xla_cpu.zero(x, weights))
   start = (
-    jnp.zeros((d, n, b, rows * frame.shape[1]), x.dtype),
-    jnp.zeros((m, b, *frame.shape), x.dtype),
+    full((d, n, b, rows * frame.shape[1]), dtype=x.dtype),
+    full((m, b, *frame.shape), dtype=x.dtype),
   )
   y, _ = lax.fori_loop(0, d, convolve_channel, start)
   return y.reshape(d, n, b, rows, -1)[..., :columns]
 
 
-def _differentiate_channels(frame, x, weights, to_y):
+def _differentiate_channels(frame, x, weights, dout):
   """Gradients of x and of the weights from that of [d, n, b, *size]."""
   _, _, m, b, rows, columns = x.shape
   n, width = weights.shape[2], frame.shape[1]
 
   def differentiate_channel(channel, carry):
-    to_x, to_weights, to_y_frame, x_rows, received = carry
-    to_y_frame = frame.enclose(to_y_frame, to_y[channel])
-    flat = to_y_frame.reshape(n, b, -1)
+    dx, dweights, dout_frame, x_rows, received = carry
+    dout_frame = frame.enclose(dout_frame, dout[channel])
+    flat = dout_frame.reshape(n, b, -1)
     for phase, taps, shifts in frame.phases():
       for tap, shift in enumerate(shifts, taps.start):
         first = frame.first(-shift)
         part = flat[:, :, first : first + frame.span]
         received = received.at[tap, :, :, : frame.span].set(part)
       parts = received[taps].reshape(len(shifts) * n, -1)
-      to_phase = _product(weights[channel, taps].reshape(-1, m).T, parts)
-      to_phase = to_phase.reshape(m, b, rows, width)[..., :columns]
-      to_x = to_x.at[channel, phase].set(to_phase.astype(x.dtype))
+      dphase = _product(weights[channel, taps].reshape(-1, m).T, parts)
+      dphase = dphase.reshape(m, b, rows, width)[..., :columns]
+      dx = dx.at[channel, phase].set(dphase.astype(x.dtype))
       x_rows = x_rows.at[..., :columns].set(x[channel, phase])
-      to_taps = _product(parts, x_rows.reshape(m, -1).T).reshape(-1, n, m)
-      to_weights = to_weights.at[channel, taps].set(to_taps)
-    return to_x, to_weights, to_y_frame, x_rows, received
+      dtaps = _product(parts, x_rows.reshape(m, -1).T).reshape(-1, n, m)
+      dweights = dweights.at[channel, taps].set(dtaps)
+    return dx, dweights, dout_frame, x_rows, received
 
+  full = functools.partial(jnp.full, fill_value=xla_cpu.zero(x, weights, dout))
   start = (
-    jnp.zeros_like(x),
-    jnp.zeros_like(weights, jnp.float32),
-    jnp.zeros((n, b, *frame.shape), to_y.dtype),
-    jnp.zeros((m, b, rows, width), x.dtype),
-    jnp.zeros((weights.shape[1], n, b, rows * width), to_y.dtype),
+    full(x.shape, dtype=x.dtype),
+    full(weights.shape, dtype=jnp.float32),
+    full((n, b, *frame.shape), dtype=dout.dtype),
+    full((m, b, rows, width), dtype=x.dtype),
+    full((weights.shape[1], n, b, rows * width), dtype=dout.dtype),
   )
-  to_x, to_weights, *_ = lax.fori_loop(0, len(x), differentiate_channel, start)
-  return to_x, to_weights.astype(weights.dtype)
+  dx, dweights, *_ = lax.fori_loop(0, len(x), differentiate_channel, start)
+  return dx, dweights.astype(weights.dtype)

@@ -6,82 +6,98 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from acmix_jax.cpu_kernels import library
+from acmix_jax import cpu_kernels
 from acmix_jax.ops import sharding, windows
+from acmix_jax.ops.shift_convolution import geometry
 
-# Tasks that the gradient of the weights is cut into at least, for threads to
+# Tasks that the gradient of the kernel is cut into at least, for threads to
 # share, and maps of one of them.
 _TASKS = 8
 _MAPS = 4
 
 
-def supports(
-  maps: Sequence[jax.Array | jax.ShapeDtypeStruct],
-  kernel: jax.Array | jax.ShapeDtypeStruct,
-) -> bool:
-  """Whether the kernels serve the maps: float32, whole vectors of channels."""
-  whole = maps[0].shape[4] % library.LANES == 0
-  return whole and all(x.dtype == jnp.float32 for x in (*maps, kernel))
+def why_not(problem: geometry.Problem) -> str | None:
+  """Reason why the kernels cannot serve, or None."""
+  if problem.dtype != jnp.float32:
+    return f'the kernels for CPU take float32, not {problem.dtype}.'
+  if problem.depth % cpu_kernels.LANES:
+    return (
+      f'the kernels for CPU take a multiple of {cpu_kernels.LANES} channels a '
+      f'map, not {problem.depth}.'
+    )
+  if problem.varying:
+    return f'of the kernels for CPU, {sharding.WHY_NOT_VARYING}'
+  return cpu_kernels.why_not()
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
-  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
+  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
 ) -> jax.Array:
   """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
 
   Has a reverse gradient of the first order only. Several devices share the
-  images if `jax.set_mesh` names their mesh; a caller's own `jax.shard_map`
-  needs check_vma=False.
+  images if `jax.set_mesh` names their mesh.
   """
-  d, channels = maps[0].shape[4], kernel.shape[3]
-  weights = kernel.reshape(*kernel.shape[:3], d, -1).swapaxes(3, 4)
-  y = _convolve(strides, dilation, list(maps), weights).swapaxes(3, 4)
-  return y.reshape(*y.shape[:3], channels)
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _convolve(strides, dilation, maps, weights):
-  """Maps and weights [k, k, sum of m, n, d] to [b, h', w', n, d]."""
-
-  def run(maps, weights):
+  def call(maps, kernel):
     b, h, w, _, d = maps[0].shape
-    size = windows.output_size(h, strides), windows.output_size(w, strides)
-    y = jax.ShapeDtypeStruct((b, *size, weights.shape[3], d), weights.dtype)
-    return library.call(
-      *('ShiftConvolution', y, weights, *maps),
-      strides=strides,
-      dilation=dilation,
-    )
+    size = [windows.output_size(x, problem.strides) for x in (h, w)]
+    n = kernel.shape[3] // d
+    out = jax.ShapeDtypeStruct((b, *size, n, d), kernel.dtype)
+    kernel = _split_channels(kernel, d)
+    return _call('ShiftConvolution', problem, out, kernel, *maps)
 
-  return sharding.split_images(run, maps, shared=[weights])
-
-
-def _forward(strides, dilation, maps, weights):
-  return _convolve(strides, dilation, maps, weights), (maps, weights)
+  out = sharding.split_images(call, maps, shared=[kernel])
+  return _join_channels(out)
 
 
-def _backward(strides, dilation, saved, to_y):
-  maps, weights = saved
-  options = dict(strides=strides, dilation=dilation)
+def _fwd(problem, maps, kernel):
+  return convolve(problem, maps, kernel), (maps, kernel)
 
-  def differentiate_maps(maps, to_y, weights):
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in maps]
+
+def _bwd(problem, residuals, dout):
+  maps, kernel = residuals
+  d = maps[0].shape[4]
+
+  def differentiate_maps(maps, dout, kernel):
+    dout, kernel = _split_channels(dout, d), _split_channels(kernel, d)
     name = 'ShiftConvolutionMapGradient'
-    return library.call(name, like, weights, to_y, **options)
+    return _call(name, problem, list(maps), kernel, dout)
 
-  def differentiate_weights(maps, to_y):
-    channels = weights.shape[4] // library.LANES
-    tasks = channels * sum(-(-x.shape[3] // _MAPS) for x in maps)
-    parts = min(-(-_TASKS // tasks), len(to_y))
-    like = jax.ShapeDtypeStruct((parts, *weights.shape), weights.dtype)
+  def differentiate_kernel(maps, dout):
+    dout = _split_channels(dout, d)
+    blocks = d // cpu_kernels.LANES * sum(-(-x.shape[3] // _MAPS) for x in maps)
+    parts = min(-(-_TASKS // blocks), len(dout))
+    shape = (parts, *kernel.shape[:3], dout.shape[3], d)
+    parts = jax.ShapeDtypeStruct(shape, kernel.dtype)
     name = 'ShiftConvolutionKernelGradient'
-    return library.call(name, like, to_y, *maps, **options)
+    return _call(name, problem, parts, dout, *maps)
 
-  to_maps = sharding.split_images(
-    differentiate_maps, maps, to_y, shared=[weights]
+  dmaps = sharding.split_images(differentiate_maps, maps, dout, shared=[kernel])
+  dkernel = sharding.split_images(differentiate_kernel, maps, dout).sum(0)
+  return dmaps, _join_channels(dkernel)
+
+
+convolve.defvjp(_fwd, _bwd)
+
+
+def _split_channels(x, d):
+  """[..., d * n] to [..., n, d]."""
+  return x.reshape(*x.shape[:-1], d, -1).swapaxes(-1, -2)
+
+
+def _join_channels(x):
+  """[..., n, d] to [..., d * n]."""
+  return x.swapaxes(-1, -2).reshape(*x.shape[:-2], -1)
+
+
+def _call(name, problem, like, *arrays):
+  """Calls a kernel for results like these arrays."""
+  return cpu_kernels.call(
+    name,
+    like,
+    *arrays,
+    strides=problem.strides,
+    dilation=problem.dilation,
   )
-  to_weights = sharding.split_images(differentiate_weights, maps, to_y)
-  return list(to_maps), to_weights.sum(0)
-
-
-_convolve.defvjp(_forward, _backward)

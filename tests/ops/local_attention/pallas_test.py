@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from acmix_jax.ops import reference, windows
-from acmix_jax.ops.local_attention import (
-  pallas,
-  pallas_gpu,
-  pallas_tpu,
-  window_counts,
-)
+from acmix_jax.ops import local_attention, reference
+from acmix_jax.ops.local_attention import geometry, pallas_gpu, pallas_tpu
 
 _KERNELS = {'tpu': pallas_tpu, 'gpu': pallas_gpu}
 
@@ -50,7 +45,7 @@ def normal(seed, shape, dtype):
 
 
 def problem(case):
-  """Inputs, the cotangent, and the reference's output and gradients."""
+  """Inputs, the dout, and the reference's output and gradients."""
   shape = (2, case.h, case.w, case.heads, case.depth)
   inputs = [normal(i, shape, case.dtype) for i in range(3)]
 
@@ -66,8 +61,8 @@ def problem(case):
 
   exact = [x.astype(jnp.float32) for x in inputs]
   out, pullback = jax.vjp(run_reference, *exact)
-  cotangent = normal(3, out.shape, case.dtype)
-  return inputs, cotangent, [out, *pullback(cotangent.astype(jnp.float32))]
+  dout = normal(3, out.shape, case.dtype)
+  return inputs, dout, [out, *pullback(dout.astype(jnp.float32))]
 
 
 def assert_same(results, wanted, dtype):
@@ -81,83 +76,46 @@ def assert_same(results, wanted, dtype):
     )
 
 
-def run(kernels, case, inputs, cotangent, interpret=True):
+def run(kernels, case, inputs, dout, interpret=True):
   """Output and gradients, with q scaled and strided as the caller does."""
 
-  def prepare(q):
-    return q[:, :: case.strides, :: case.strides] * case.depth**-0.5
+  def attend(q, k, v):
+    q = q[:, :: case.strides, :: case.strides] * case.depth**-0.5
+    described = geometry.describe(q, k, v, *case.window)
+    return kernels.attend(described, q, k, v, interpret)
 
-  q, pullback = jax.vjp(prepare, inputs[0])
-  arrays = q, *inputs[1:]
-  out = kernels.forward(*arrays, *case.window, interpret=interpret)
-  dq, dk, dv = kernels.backward(
-    *arrays, cotangent, *case.window, interpret=interpret
-  )
-  return [out, *pullback(dq), dk, dv]
+  out, pullback = jax.vjp(attend, *inputs)
+  return [out, *pullback(dout)]
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)
 @pytest.mark.parametrize('platform', _KERNELS)
 def test_kernels_equal_the_reference(platform, case):
-  inputs, cotangent, wanted = problem(case)
+  inputs, dout, wanted = problem(case)
   compute = jax.jit(functools.partial(run, _KERNELS[platform], case))
-  assert_same(compute(inputs, cotangent), wanted, case.dtype)
+  assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
 def test_tpu_kernel_cuts_wide_maps_along_their_rows():
   case = Case(4, 90, heads=1, kernel=3)
-  inputs, cotangent, wanted = problem(case)
+  inputs, dout, wanted = problem(case)
   compute = jax.jit(functools.partial(run, pallas_tpu, case))
-  assert_same(compute(inputs, cotangent), wanted, case.dtype)
+  assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
 def test_tpu_kernel_never_uses_memory_beyond_a_map():
   case = Case(4, 5, heads=1, kernel=3)
-  inputs, cotangent, wanted = problem(case)
+  inputs, dout, wanted = problem(case)
   emulate = pltpu.InterpretParams(uninitialized_memory='nan')
-  results = run(pallas_tpu, case, inputs, cotangent, emulate)
+  results = run(pallas_tpu, case, inputs, dout, emulate)
   assert_same(results, wanted, case.dtype)
 
 
-@pytest.mark.parametrize(
-  ('size', 'kernel', 'strides', 'dilation'),
-  [(4, 7, 1, 1), (9, 7, 2, 1), (8, 3, 1, 2), (7, 5, 3, 3), (3, 1, 1, 1)],
-)
-def test_log_counts_are_those_of_a_reflected_line(
-  size, kernel, strides, dilation
-):
-  pixels = windows.reflected(size, windows.padding(kernel, dilation))
-  queries = np.arange(0, size, strides)
-  seen = [pixels[q : q + kernel * dilation : dilation] for q in queries]
-  # One key more at each end than the line has.
-  wanted = [
-    [list(line).count(key) for key in range(-1, size + 1)] for line in seen
-  ]
-  result = window_counts.log_counts(
-    jnp.asarray(queries)[:, None],
-    jnp.arange(-1, size + 1)[None],
-    size,
-    kernel,
-    dilation,
-  )
-  np.testing.assert_allclose(np.exp(result), wanted, rtol=1e-6)
-
-
-def attend(q, k, v):
-  return pallas.attend(q, k, v, 3, 1, 1)
-
-
 def loss(q, k, v):
-  return jnp.sum(attend(q, k, v) ** 2)
-
-
-def test_gradient_is_that_of_the_reference():
-  case = Case(4, 5, kernel=3)
-  inputs, cotangent, wanted = problem(case)
-  out, pullback = jax.vjp(
-    jax.jit(lambda q, k, v: attend(q * case.depth**-0.5, k, v)), *inputs
+  out = local_attention.local_attention(
+    q, k, v, kernel_size=3, implementation='pallas'
   )
-  assert_same([out, *pullback(cotangent)], wanted, case.dtype)
+  return jnp.sum(out**2)
 
 
 SPLIT = jax.sharding.PartitionSpec(('data', 'model'))
@@ -237,37 +195,53 @@ def test_a_caller_may_split_the_images_over_some_axes(mesh, axes):
   ('platform', 'call'), [('tpu', 'tpu_custom_call'), ('cuda', 'gpu.triton')]
 )
 def test_kernels_lower_for_their_platform(platform, call, shape, window, dtype):
-  b, h, w, n, d = shape
-  out = [windows.output_size(size, window[1]) for size in (h, w)]
-  q = jax.ShapeDtypeStruct((b, *out, n, d), dtype)
-  k = jax.ShapeDtypeStruct(shape, dtype)
-  assert pallas.supports(q, k, *window, platform)
+  x = jax.ShapeDtypeStruct(shape, dtype)
+  kernel_size, strides, dilation = window
 
   def total(q, k, v):
-    out = pallas.attend(q, k, v, *window)
+    out = local_attention.local_attention(
+      q,
+      k,
+      v,
+      kernel_size=kernel_size,
+      strides=strides,
+      dilation=dilation,
+      implementation='pallas',
+    )
     return out.astype(jnp.float32).sum()
 
   gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
-  lowered = gradient.trace(q, k, k).lower(lowering_platforms=(platform,))
+  lowered = gradient.trace(x, x, x).lower(lowering_platforms=(platform,))
   assert lowered.as_text().count(call) == {'tpu': 2, 'cuda': 3}[platform]
 
 
 @pytest.mark.parametrize(
   ('shape', 'window', 'dtype', 'platforms'),
   [
-    ((1, 56, 56, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'cuda'}),
-    ((1, 100, 152, 4, 32), (7, 1, 1), 'bfloat16', {'tpu', 'cuda'}),
-    ((1, 200, 304, 4, 16), (7, 1, 1), 'bfloat16', {'cuda'}),
+    ((1, 56, 56, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
+    ((1, 100, 152, 4, 32), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
+    ((1, 200, 304, 4, 16), (7, 1, 1), 'bfloat16', {'gpu'}),
     ((1, 14, 14, 2, 256), (7, 1, 1), 'float32', {'tpu'}),
     ((1, 64, 64, 2, 32), (31, 1, 2), 'bfloat16', {'tpu'}),
     ((1, 14, 14, 4, 16), (7, 1, 1), 'float16', set()),
   ],
 )
-def test_supports_says_which_kernels_serve(shape, window, dtype, platforms):
+def test_kernels_say_what_they_serve(shape, window, dtype, platforms):
   x = jax.ShapeDtypeStruct(shape, dtype)
-  served = {
-    platform
-    for platform in ('tpu', 'cuda', 'cpu')
-    if pallas.supports(x, x, *window, platform)
+  described = geometry.describe(x, x, x, *window)
+  reasons = {
+    platform: kernels.why_not(described)
+    for platform, kernels in _KERNELS.items()
   }
-  assert served == platforms
+  assert {p for p, reason in reasons.items() if reason is None} == platforms
+
+
+def test_pallas_says_why_it_cannot_serve():
+  x = jax.ShapeDtypeStruct((1, 14, 14, 4, 16), jnp.float16)
+  run = functools.partial(
+    local_attention.local_attention, implementation='pallas'
+  )
+  with pytest.raises(
+    ValueError, match='GPU takes float32 and bfloat16, not fl'
+  ):
+    jax.eval_shape(run, x, x, x)

@@ -1,0 +1,111 @@
+"""Sizes of a local attention, and what its implementations share."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from acmix_jax.ops import sharding, windows
+
+
+class Problem(NamedTuple):
+  """Static description of a call.
+
+  Attributes:
+    queries: Rows and columns of the map of queries.
+    keys: Rows and columns of the map of keys.
+    heads: Number of heads.
+    depth: Channels of a head.
+    dtypes: Dtypes of queries, keys and values.
+    kernel_size: Odd side of the window in keys.
+    strides: Pixels between queries.
+    dilation: Pixels between neighbouring keys of a window.
+    varying: Whether the arrays differ between the devices of a caller's
+      `jax.shard_map` that checks this.
+  """
+
+  queries: tuple[int, int]
+  keys: tuple[int, int]
+  heads: int
+  depth: int
+  dtypes: tuple[np.dtype, np.dtype, np.dtype]
+  kernel_size: int
+  strides: int
+  dilation: int
+  varying: bool = False
+
+  @property
+  def reach(self) -> int:
+    """Pixels by which a window extends beyond its centre."""
+    return windows.reach(self.kernel_size, self.dilation)
+
+  @property
+  def extent(self) -> int:
+    """Pixels from the first to the last key of a line of a window."""
+    return 2 * self.reach + 1
+
+
+def describe(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  kernel_size: int,
+  strides: int,
+  dilation: int,
+) -> Problem:
+  """The problem of q [b, ho, wo, n, d], k and v [b, h, w, n, d]."""
+  return Problem(
+    queries=q.shape[1:3],
+    keys=k.shape[1:3],
+    heads=k.shape[3],
+    depth=k.shape[4],
+    dtypes=(q.dtype, k.dtype, v.dtype),
+    kernel_size=kernel_size,
+    strides=strides,
+    dilation=dilation,
+    varying=sharding.varies(q, k, v),
+  )
+
+
+def log_counts(
+  query: jax.Array, key: jax.Array, size: int, problem: Problem
+) -> jax.Array:
+  """Log of how often `key` occurs in the reflected window of `query`.
+
+  A key beyond the border is a pixel of the map seen again in the mirror. Added
+  to the logits of the pixels that exist, this gives the attention over a
+  window that reflects, with no padding of keys and values. For a square window
+  the logarithms of rows and columns add up.
+
+  Args:
+    query: int32 pixels in the centre of a window.
+    key: int32 pixels of any kind, broadcast against `query`.
+    size: Pixels of the line.
+    problem: Description of the window.
+
+  Returns:
+    float32; -inf where the key is not in the window or not in the line.
+  """
+  last = size - 1
+
+  def seen(distance, mirrored):
+    distance = jnp.abs(distance)
+    multiple = lax.rem(distance, jnp.full_like(distance, problem.dilation)) == 0
+    return ((distance <= problem.reach) & multiple & mirrored).astype(
+      jnp.float32
+    )
+
+  exists = (key >= 0) & (key <= last)
+  return jnp.log(
+    seen(key - query, exists)
+    + seen(key + query, exists & (key > 0))
+    + seen(2 * last - key - query, exists & (key < last))
+  )
+
+
+def dot(x: jax.Array, y: jax.Array, axis_x: int, axis_y: int) -> jax.Array:
+  """Product of two matrices over one axis of each, in float32."""
+  axes = ((axis_x,), (axis_y,)), ((), ())
+  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)

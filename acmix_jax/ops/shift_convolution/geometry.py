@@ -1,0 +1,41 @@
+"""What the implementations of the grouped convolution are told of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from acmix_jax.ops import sharding
+
+
+class Problem(NamedTuple):
+  """Static description of a call.
+
+  Attributes:
+    dtype: Dtype of the maps and the kernel.
+    depth: Number of groups: channels d of a map.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
+    varying: Whether the arrays differ between the devices of a caller's
+      `jax.shard_map` that checks this.
+  """
+
+  dtype: np.dtype
+  depth: int
+  strides: int
+  dilation: int
+  varying: bool = False
+
+
+def describe(
+  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
+) -> Problem:
+  """The problem of maps [b, h, w, m, d] and a kernel [k, k, m, d * n]."""
+  return Problem(
+    dtype=kernel.dtype,
+    depth=maps[0].shape[4],
+    strides=strides,
+    dilation=dilation,
+    varying=sharding.varies(maps, kernel),
+  )

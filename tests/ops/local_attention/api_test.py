@@ -1,0 +1,105 @@
+"""Every implementation of local attention against the reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from acmix_jax.ops import implementations, local_attention, reference
+from acmix_jax.ops.local_attention import geometry
+from tests.ops import battery
+
+NAMES = implementations.names(local_attention.IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize('case', battery.CASES, ids=str)
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.usefixtures('kernels')
+def test_implementations_equal_the_reference(name, case):
+  if name == 'pallas' and case not in battery.CASES[:1]:
+    pytest.skip('Interpreted, it is slow; pallas_test.py has its battery.')
+  shape = (2, case.h, case.w, case.heads, case.depth)
+  inputs = [battery.normal(i, shape, case.dtype) for i in range(3)]
+  inputs.append(battery.normal(3, (case.h, case.w, case.depth), case.dtype))
+  problem = geometry.describe(
+    *inputs[:3], case.kernel, case.strides, case.dilation
+  )
+  battery.skip_unless_served(local_attention.IMPLEMENTATIONS, name, problem)
+  options = dict(kernel_size=case.kernel, **case.options)
+  battery.assert_same(
+    jax.jit(
+      functools.partial(
+        local_attention.local_attention, implementation=name, **options
+      )
+    ),
+    functools.partial(reference.local_attention, **options),
+    inputs,
+    case.dtype,
+    terms=case.kernel**2 + case.depth,
+  )
+
+
+def test_the_values_keep_their_precision_beside_queries_of_less():
+  shape = (1, 9, 8, 2, 4)
+  q, k = (battery.normal(i, shape, 'bfloat16') for i in range(2))
+  v = battery.normal(2, shape)
+  tiles, patches = (
+    local_attention.local_attention(q, k, v, implementation=name)
+    for name in ('tiles', 'patches')
+  )
+  assert tiles.dtype == v.dtype
+  np.testing.assert_allclose(tiles, patches, rtol=1e-5, atol=1e-6)
+
+
+def test_large_logits_neither_overflow_nor_vanish():
+  q = jnp.full((1, 8, 8, 1, 4), 60.0, jnp.float16)
+  v = battery.normal(0, (1, 8, 8, 1, 4), jnp.float16)
+  for name in ('patches', 'tiles'):
+    out = local_attention.local_attention(q, q, v, implementation=name)
+    want = reference.local_attention(
+      jnp.zeros_like(q), q, v.astype(jnp.float32)
+    )
+    np.testing.assert_allclose(out, want, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'options', 'message'),
+  [
+    ((1, 3, 9, 1, 4), {}, 'smallest side that works is 4'),
+    ((1, 6, 9, 1, 4), {'dilation': 2}, 'smallest side that works is 7'),
+    ((1, 8, 8, 1, 4), {'kernel_size': 4}, 'nearest that works: 5'),
+    ((1, 8, 8, 1, 4), {'strides': 0}, 'strides=0'),
+    ((8, 8, 1, 4), {}, r'\[b, h, w, n, d\]'),
+    (
+      (1, 8, 8, 1, 4),
+      {'implementation': 'tile'},
+      "'tile' is unknown. Did you mean 'tiles'",
+    ),
+  ],
+)
+def test_local_attention_names_what_is_wrong(shape, options, message):
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  run = functools.partial(local_attention.local_attention, **options)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(run, x, x, x)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('name', ['auto', 'patches', 'pallas'])
+def test_local_attention_traces_beside_64_bit_numbers(name, dtype):
+  if (name, dtype) == ('pallas', 'float64'):
+    pytest.skip('The kernels are for float32 and bfloat16.')
+  with jax.enable_x64(True):
+    x = jax.ShapeDtypeStruct((1, 9, 8, 2, 16), dtype)
+    run = functools.partial(
+      local_attention.local_attention, strides=2, implementation=name
+    )
+
+    # 'auto' and 'pallas' trace the kernels of every platform.
+    def gradients(*maps):
+      out, pullback = jax.vjp(run, *maps)
+      return pullback(out)
+
+    assert all(x.dtype == dtype for x in jax.eval_shape(gradients, x, x, x))
