@@ -59,7 +59,7 @@ def from_torch(
     if official not in state_dict:
       problems.append(f'missing: {official}')
       continue
-    value = layout(np.asarray(state_dict[official], np.float32))
+    value = layout(np.asarray(state_dict[official], np.float32), shape)
     if value.shape != shape:
       given = np.shape(state_dict[official])
       problems.append(f'misshapen: {official} {given}; {path} is {shape}')

@@ -29,8 +29,10 @@ def load(name):
     return {
       'alpha': arrays[f'{prefix}/rate1'][0],
       'beta': arrays[f'{prefix}/rate2'][0],
-      'mixing': arrays[f'{prefix}/fc.weight'][:, :, 0, 0].T,
-      'shifts': arrays[f'{prefix}/dep_conv.weight'].transpose(2, 3, 1, 0),
+      'fc_kernel': arrays[f'{prefix}/fc.weight'][:, :, 0, 0].T,
+      'depthwise_kernel': arrays[f'{prefix}/dep_conv.weight'].transpose(
+        2, 3, 1, 0
+      ),
       'attention': {
         'query': dense('conv1'),
         'key': dense('conv2'),
@@ -109,7 +111,7 @@ def test_paths_start_equal_and_shifts_survive():
   want = np.zeros((5, 5, 25, 8))
   for tap in range(25):
     want[tap // 5, tap % 5, tap] = 1
-  np.testing.assert_array_equal(params['shifts'], want)
+  np.testing.assert_array_equal(params['depthwise_kernel'], want)
 
 
 def test_acmix_is_attention_plus_convolution():

@@ -21,7 +21,13 @@ SMALL = {
     stem='small',
     convolution_implementation='grouped',
   ),
-  'san10': dict(stage_sizes=(0, 1), widths=(32, 32), kernel_sizes=(3, 3)),
+  'san10': dict(
+    stage_sizes=(1,),
+    widths=(32,),
+    kernel_sizes=(3,),
+    stem_size=0,
+    stem_width=32,
+  ),
   'pvt_tiny': dict(
     stage_sizes=(1,),
     image_size=SIDE,

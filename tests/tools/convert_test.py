@@ -63,7 +63,7 @@ def test_fields_of_the_model_are_taken(state_dict, tmp_path):
       *('--num_classes=7', '--stage_sizes=(1, 2, 4)'),
     ]
   )
-  assert acmix_jax.load_weights(target)['params']['head']['kernel'].shape == (
+  assert acmix_jax.load_weights(target)['params']['head']['dense']['kernel'].shape == (
     1024,
     7,
   )

@@ -33,8 +33,9 @@ def test_features_leave_out_the_class_token():
     return maps['stage2'], model.apply({'params': params}, x)
 
   params = jax.jit(model.init)(jax.random.key(0), x)['params']
-  token = jax.random.normal(jax.random.key(2), params['token'].shape)
+  head = params['head']
+  token = jax.random.normal(jax.random.key(2), head['token'].shape)
   maps, logits = run(params)
-  same_maps, other_logits = run({**params, 'token': token})
+  same_maps, other_logits = run({**params, 'head': {**head, 'token': token}})
   np.testing.assert_array_equal(maps, same_maps)
   assert np.abs(logits - other_logits).max() > 1e-2
