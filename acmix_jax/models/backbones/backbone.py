@@ -84,5 +84,6 @@ class Backbone(nn.Module, kw_only=True):
   def _output(self, stage: int, x: jax.Array) -> jax.Array:
     """A stage's map, which passes no gradient on if the stage is frozen."""
     return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
   def _by_stage(self, values) -> dict[str, int]:
     return {f'stage{i}': value for i, value in enumerate(values, start=1)}

@@ -8,7 +8,6 @@ was published: our reading is described in nn/spatial_reduction_attention.py.
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import (

@@ -95,13 +95,14 @@ class Swin(backbone.Backbone):
         name=f'stage{stage + 1}_{i}',
       )
 
-    (first, width), *later = self.channels.items()
-    # What makes the map of each stage: patches, then merged pixels.
-    self.embeds = [
-      transformer.PatchEmbed(
-        width, self.patch_size, **dtypes, name=f'{first}_embed'
-      )
-    ] + [PatchMerging(width, **dtypes, name=f'{name}_merge') for name, width in later]
+    self.stage1_embed = transformer.PatchEmbed(
+      self.width, self.patch_size, **dtypes
+    )
+    _, *later = self.channels.items()
+    self.merges = [
+      PatchMerging(width, **dtypes, name=f'{name}_merge')
+      for name, width in later
+    ]
     self.blocks = [
       [make_block(stage, i, width) for i in range(size)]
       for stage, (size, width) in enumerate(
@@ -117,12 +118,11 @@ class Swin(backbone.Backbone):
     Sides are rounded up at every stage.
     """
     checks.check_map('Swin', images)
-    x = _whole(images.astype(self.dtype), self.patch_size)
+    x = self.stage1_embed(_whole(images.astype(self.dtype), self.patch_size))
     stages = {}
-    for stage, (name, embed) in enumerate(
-      zip(self.channels, self.embeds, strict=True), start=1
-    ):
-      x = embed(x)
+    for stage, name in enumerate(self.channels, start=1):
+      if stage > 1:
+        x = self.merges[stage - 2](x)
       x = self._apply_blocks(stage, x, train=self._trains(stage, train))
       stages[name] = x = self._output(stage, x)
     return stages

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from acmix_jax.cpu_kernels import library
-from acmix_jax.ops import windows
+from acmix_jax.ops import cost_marks, windows
 from acmix_jax.ops.local_attention import cpu, pallas, tiles
 
 
@@ -104,8 +104,7 @@ def _patches(q, k, v, kernel_size, strides, dilation):
 
   def unfold(x):
     x = x.reshape(*x.shape[:3], n * d)
-    # A convolution that only copies: tools.cost skips it by this name.
-    with jax.named_scope('unfold'):
+    with jax.named_scope(cost_marks.COPY):
       x = lax.conv_general_dilated_patches(
         windows.reflect(x, pad),
         filter_shape=(kernel_size, kernel_size),
