@@ -12,7 +12,7 @@ from acmix_jax.ops import convolution, images, pooling, products
 max_pool = pooling.max_pool
 add_to_each = images.add_to_each
 
-# He et al. for rectified layers, as torchvision's ResNets start.
+# He et al., for layers before a ReLU, as torchvision's ResNets start.
 KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What PyTorch gives a linear or convolution kernel that nobody initialises.
 TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')

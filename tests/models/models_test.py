@@ -47,9 +47,15 @@ TINY = {
 }
 # The operators of each family; configs_test has the size of every model.
 NAMES = [
-  *('resnet26', 'resnet26_attention', 'resnet26_acmix'),
-  *('san10', 'san10_acmix', 'pvt_tiny', 'pvt_tiny_acmix'),
-  *('swin_tiny', 'swin_tiny_acmix'),
+  'resnet26',
+  'resnet26_attention',
+  'resnet26_acmix',
+  'san10',
+  'san10_acmix',
+  'pvt_tiny',
+  'pvt_tiny_acmix',
+  'swin_tiny',
+  'swin_tiny_acmix',
 ]
 
 
@@ -64,8 +70,12 @@ def tiny(name):
 @pytest.mark.parametrize(
   'name',
   [
-    *('resnet26', 'resnet26_acmix', 'san10'),
-    *('pvt_tiny', 'swin_tiny', 'swin_tiny_acmix'),
+    'resnet26',
+    'resnet26_acmix',
+    'san10',
+    'pvt_tiny',
+    'swin_tiny',
+    'swin_tiny_acmix',
   ],
 )
 def test_logits_equal_the_official_model(name):
@@ -143,9 +153,8 @@ def test_every_parameter_has_a_finite_gradient(name):
       continue  # It cancels in the softmax, but for rounding.
     # The head of PVT reads the token alone, which the last convolution skips.
     unseen = name == 'pvt_tiny_acmix' and path[1].key == 'stage2_1'
-    unseen = unseen and path[-1].key in (
-      *('beta', 'fc_kernel', 'depthwise_kernel'),
-    )
+    convolution = ('beta', 'fc_kernel', 'depthwise_kernel')
+    unseen = unseen and path[-1].key in convolution
     assert (np.abs(leaf).max() > 0) != unseen, path
 
 

@@ -100,7 +100,7 @@ def test_running_statistics_are_those_of_unfolded_keys():
     official.assert_relative(stats['norm1'][name], want)
 
 
-def test_acmix_mixes_six_maps_of_a_quarter_of_the_channels():
+def test_acmix_takes_six_maps_of_a_quarter_of_the_channels():
   x = np.random.default_rng(1).standard_normal((2, 5, 6, 12), np.float32)
   attention = patchwise_attention.PatchwiseAttention(16, 3, parent=None)
   layer = acmix.Hybrid(attention)
@@ -113,14 +113,14 @@ def test_acmix_mixes_six_maps_of_a_quarter_of_the_channels():
     False,
   )
   maps = np.stack([q, k, *np.split(v, 4, axis=-1)], axis=-1)
-  mixed = maps @ params['fc_kernel']  # [b, h, w, d, 9]
-  mixed = np.pad(mixed, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+  connected = maps @ params['fc_kernel']  # [b, h, w, d, 9]
+  connected = np.pad(connected, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
   convolved = np.zeros_like(attended)
   for channel in range(16):
     for i in range(3):
       for j in range(3):
         taps = params['depthwise_kernel'][i, j, :, channel]
-        here = mixed[:, i : i + 5, j : j + 6, channel // 4]
+        here = connected[:, i : i + 5, j : j + 6, channel // 4]
         convolved[..., channel] += here @ taps
   want = params['alpha'] * attended + params['beta'] * convolved
   official.assert_relative(layer.apply(variables, x, train=False), want)

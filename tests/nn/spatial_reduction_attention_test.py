@@ -92,13 +92,13 @@ def test_acmix_takes_keys_and_values_repeated_to_the_grid(
     columns = np.minimum(np.arange(w) // reduction, k.shape[1] - 1)
     fine = [q, *(y[rows][:, columns] for y in (k, v))]
     maps = np.concatenate([y.reshape(h, w, heads, -1) for y in fine], axis=2)
-    mixed = np.einsum('yxmd,mt->yxdt', maps, params['fc_kernel'])
-    mixed = np.pad(mixed, ((1, 1), (1, 1), (0, 0), (0, 0)))
+    connected = np.einsum('yxmd,mt->yxdt', maps, params['fc_kernel'])
+    connected = np.pad(connected, ((1, 1), (1, 1), (0, 0), (0, 0)))
     convolved = np.zeros((h, w, c), np.float32)
     for channel in range(c):
       for i in range(3):
         for j in range(3):
-          shifted = mixed[i : i + h, j : j + w, channel // heads]
+          shifted = connected[i : i + h, j : j + w, channel // heads]
           convolved[..., channel] += (
             shifted @ params['depthwise_kernel'][i, j, :, channel]
           )

@@ -89,14 +89,14 @@ def reference(params, image, heads, size, shift):
   out = params['attention']['out']
   attended = attended.reshape(h, w, c) @ out['kernel'] + out['bias']
 
-  mixed = np.einsum(
+  connected = np.einsum(
     'yxmd,mt->yxdt', maps.reshape(h, w, 3 * heads, -1), params['fc_kernel']
   )
-  mixed += params['fc_bias']
-  rolled = np.zeros((rows + 2, columns + 2, *mixed.shape[2:]), np.float32)
+  connected += params['fc_bias']
+  rolled = np.zeros((rows + 2, columns + 2, *connected.shape[2:]), np.float32)
   for pixel in pixels:
     y, x = place[pixel]
-    rolled[y + 1, x + 1] = mixed[pixel]
+    rolled[y + 1, x + 1] = connected[pixel]
   result = params['alpha'] * attended
   for pixel in pixels:
     y, x = place[pixel]

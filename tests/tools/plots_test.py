@@ -9,7 +9,7 @@ import pytest
 
 from acmix_jax.tools import plots
 
-_LAYERS = ['stage1_2/mix', 'stage1_10/mix', 'stage2_0/mix']
+_LAYERS = ['stage1_2/operator', 'stage1_10/operator', 'stage2_0/operator']
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_lines_hold_the_figures(workdir):
 
 
 def test_without_acmix_only_curves_are_drawn(tmp_path):
-  line = {'step': 1, 'train/loss': 1.0, 'params/mix/alpha_like': 2.0}
+  line = {'step': 1, 'train/loss': 1.0, 'params/operator/alpha_like': 2.0}
   (tmp_path / 'metrics.jsonl').write_text(json.dumps(line))
   assert plots.draw(tmp_path, tmp_path) == [tmp_path / 'curves.png']
 
