@@ -2,65 +2,86 @@
 
 import dataclasses
 import fnmatch
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from acmix_jax import lookup
-from acmix_jax.models.backbones import pvt, resnet, san, swin
+from acmix_jax.models import classifier
+from acmix_jax.models.backbones import backbone, pvt, resnet, san, swin
 
-# By the value of `mix` of the models that have attention without ACmix, too.
+
+class _Family(NamedTuple):
+  """Models that differ in size and operator.
+
+  Attributes:
+    backbone: Class of the backbones.
+    head: Class of the classifier's head.
+    sizes: Fields of the backbone by the size in the model's name.
+    suffixes: End of the model's name by operator.
+  """
+
+  backbone: type[backbone.Backbone]
+  head: type[classifier.Head]
+  sizes: Mapping[str, Mapping[str, Any]]
+  suffixes: Mapping[str, str]
+
+
+class _Row(NamedTuple):
+  """A model: its family and the fields of its backbone."""
+
+  family: _Family
+  fields: Mapping[str, Any]
+
+
 _SUFFIXES = {'attention': '', 'acmix': '_acmix'}
-
-
-def _resnets() -> dict[str, Callable[..., nn.Module]]:
-  depths = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
-  suffixes = {'conv': '', 'attention': '_attention', 'acmix': '_acmix'}
-  return {
-    f'resnet{depth}{suffix}': functools.partial(
-      resnet.ResNet, stage_sizes=stage_sizes, mix=mix
-    )
-    for depth, stage_sizes in depths.items()
-    for mix, suffix in suffixes.items()
-  }
-
-
-def _sans() -> dict[str, Callable[..., nn.Module]]:
-  depths = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
-  return {
-    f'san{depth}{suffix}': functools.partial(
-      san.SAN, stage_sizes=stage_sizes, mix=mix
-    )
-    for depth, stage_sizes in depths.items()
-    for mix, suffix in _SUFFIXES.items()
-  }
-
-
-def _pvts() -> dict[str, Callable[..., nn.Module]]:
-  sizes = {'tiny': (2, 2, 2, 2), 'small': (3, 4, 6, 3)}
-  return {
-    f'pvt_{size}{suffix}': functools.partial(
-      pvt.PVT, stage_sizes=stage_sizes, mix=mix
-    )
-    for size, stage_sizes in sizes.items()
-    for mix, suffix in _SUFFIXES.items()
-  }
-
-
-def _swins() -> dict[str, Callable[..., nn.Module]]:
-  sizes = {'tiny': (2, 2, 6, 2), 'small': (2, 2, 18, 2)}
-  return {
-    f'swin_{size}{suffix}': functools.partial(
-      swin.Swin, stage_sizes=stage_sizes, mix=mix
-    )
-    for size, stage_sizes in sizes.items()
-    for mix, suffix in _SUFFIXES.items()
-  }
-
-
-_MODELS = _resnets() | _sans() | _pvts() | _swins()
+_FAMILIES = [
+  _Family(
+    resnet.ResNet,
+    classifier.PooledHead,
+    {
+      'resnet26': dict(stage_sizes=(1, 2, 4, 1)),
+      'resnet38': dict(stage_sizes=(2, 3, 5, 2)),
+      'resnet50': dict(stage_sizes=(3, 4, 6, 3)),
+    },
+    {'conv': '', 'attention': '_attention', 'acmix': '_acmix'},
+  ),
+  _Family(
+    san.SAN,
+    classifier.PooledHead,
+    {
+      'san10': dict(stage_sizes=(1, 2, 4, 1), stem_size=2),
+      'san15': dict(stage_sizes=(2, 3, 5, 2)),
+      'san19': dict(stage_sizes=(3, 4, 6, 3)),
+    },
+    _SUFFIXES,
+  ),
+  _Family(
+    pvt.PVT,
+    classifier.TokenHead,
+    {
+      'pvt_tiny': dict(stage_sizes=(2, 2, 2, 2)),
+      'pvt_small': dict(stage_sizes=(3, 4, 6, 3)),
+    },
+    _SUFFIXES,
+  ),
+  _Family(
+    swin.Swin,
+    classifier.NormPooledHead,
+    {
+      'swin_tiny': dict(stage_sizes=(2, 2, 6, 2)),
+      'swin_small': dict(stage_sizes=(2, 2, 18, 2)),
+    },
+    _SUFFIXES,
+  ),
+]
+_MODELS = {
+  f'{size}{suffix}': _Row(family, {**fields, 'operator': operator})
+  for family in _FAMILIES
+  for size, fields in family.sizes.items()
+  for operator, suffix in family.suffixes.items()
+}
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -68,33 +89,60 @@ def list_models(pattern: str = '*') -> list[str]:
   return sorted(fnmatch.filter(_MODELS, pattern))
 
 
+def make_backbone(
+  name: str, dtype: jnp.dtype | str = jnp.float32, **overrides: Any
+) -> backbone.Backbone:
+  """Makes a backbone, which maps images to stages and has no head.
+
+    maps = backbone.apply(variables, images, train=False)  # by stage
+
+  Args:
+    name: One of `list_models()`.
+    dtype: Computation dtype; parameters are float32 by default.
+    **overrides: Any other field of the backbone.
+
+  Raises:
+    KeyError: No model has that name.
+    ValueError: The backbone has no such field.
+  """
+  row = lookup.find(_MODELS, name, 'Model')
+  fields = [
+    field.name
+    for field in dataclasses.fields(row.family.backbone)
+    if field.init and field.name not in ('parent', 'name')
+  ]
+  for field in overrides:
+    if field not in fields:
+      raise ValueError(lookup.unknown(f'Field of {name}', field, fields))
+  return row.family.backbone(
+    dtype=jnp.dtype(dtype), **{**row.fields, **overrides}
+  )
+
+
 def create_model(
   name: str,
   num_classes: int = 1000,
   dtype: jnp.dtype | str = jnp.float32,
-  **overrides,
-) -> nn.Module:
-  """Makes a classifier, which is a backbone too.
+  **overrides: Any,
+) -> classifier.Classifier:
+  """Makes a classifier.
 
     variables = model.init(key, images)                       # [b, h, w, 3]
     logits = model.apply(variables, images, train=False)      # [b, classes]
     maps = model.apply(variables, images, method='features')  # by stage
 
   Args:
-    name: one of `list_models()`.
-    num_classes: outputs of the classifier.
-    dtype: of the computation; parameters are float32 by default.
-    **overrides: any other field of the model.
+    name: One of `list_models()`.
+    num_classes: Outputs of the classifier.
+    dtype: Computation dtype; parameters are float32 by default.
+    **overrides: Any other field of the backbone, see `make_backbone`.
 
   Raises:
-    KeyError: no model has that name.
-    ValueError: the model has no such field.
+    KeyError: No model has that name.
+    ValueError: The backbone has no such field.
   """
-  make = lookup.find(_MODELS, name, 'Model')
-  fields = [f.name for f in dataclasses.fields(make.func) if f.init]
-  for field in overrides:
-    if field not in fields:
-      raise lookup.UnknownName(
-        lookup.unknown(f'Field of {name}', field, fields)
-      )
-  return make(num_classes=num_classes, dtype=jnp.dtype(dtype), **overrides)
+  backbone = make_backbone(name, dtype, **overrides)
+  head = _MODELS[name].family.head(
+    num_classes, backbone.dtype, backbone.param_dtype
+  )
+  return classifier.Classifier(backbone, head)

@@ -14,48 +14,48 @@ from acmix_jax.nn import attention, checks, layers, local_attention
 from acmix_jax.ops import shift_convolution, windows
 
 
-class Mix(nn.Module):
+class Hybrid(nn.Module):
   """Adds the convolution path to any attention.
 
-  The maps of q, k and v are mixed into kernel_size**2 maps by one small fully
-  connected layer shared by the d channels, and summed by a grouped convolution
-  that starts as shifts. Output channel c of the convolution is output c % n of
+  A small fully connected layer, shared by the d channels, makes kernel_size**2
+  maps of those of q, k and v, and a grouped (depthwise) convolution that starts
+  as shifts sums them. Output channel c of the convolution is output c % n of
   group c // n, while heads are contiguous in the attention: the two are added
   as they are, as in the source.
 
-  Where keys and values are on a coarser grid than the queries (PVT), their maps
-  are brought to the grid of the queries by repetition. Pixels that are not
-  `valid` (Swin's padding) are zeros after the mixing, as beyond the border.
+  Maps of a coarser grid than the queries' are repeated to it, and pixels that
+  are padding are zeros after the fully connected layer, as beyond the border.
   Neither case is in the source.
 
-  Source: LeapLabTHU/ACmix, both `ACmix` modules (`fc` is mixing, `dep_conv` is
-  shifts, `rate1` alpha, `rate2` beta). Differs: the start value of the shifts
-  survives the construction of any model; the official ResNet overwrites it.
+  Source: LeapLabTHU/ACmix, both `ACmix` modules (`fc` is fc_kernel, `dep_conv`
+  depthwise_kernel, `rate1` alpha, `rate2` beta). Here the start value of the
+  depthwise kernel survives the construction of any model; the official ResNet
+  overwrites it.
 
   Attributes:
-    attention: the attention layer; make it with `parent=None`.
-    kernel_size: odd side of the shift convolution.
-    strides: of the convolution path; those of the attention.
-    dilation: of the convolution path.
-    mixing_bias: whether the fully connected layer has a bias (Swin).
-    mixing_init: of the fully connected layer. Default: PyTorch's.
-    implementation: of `ops.shift_convolution`.
-    dtype: of the computation; default that of the projections.
-    param_dtype: of the parameters.
+    attention: Attention; make it with `parent=None`.
+    kernel_size: Odd side of the shift convolution.
+    strides: Strides of the convolution path, equal to the attention's.
+    dilation: Dilation of the convolution path.
+    use_fc_bias: Whether the fully connected layer has a bias (Swin).
+    fc_init: Start value of the fully connected layer. Default: PyTorch's.
+    implementation: Implementation of `ops.shift_convolution`.
+    dtype: Computation dtype; None: that of the projections.
+    param_dtype: Parameter dtype.
   """
 
   attention: attention.Attention
   kernel_size: int = 3
   strides: int = 1
   dilation: int = 1
-  mixing_bias: bool = False
-  mixing_init: nn.initializers.Initializer = layers.TORCH_KERNEL
+  use_fc_bias: bool = False
+  fc_init: nn.initializers.Initializer = layers.TORCH_KERNEL
   implementation: str = 'auto'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *context: Any) -> jax.Array:
+  def __call__(self, x: jax.Array, **context: Any) -> jax.Array:
     """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), n * d].
 
     Or, where the attention is one of sequences, [b, t + h * w, c] to
@@ -65,9 +65,9 @@ class Mix(nn.Module):
     half = nn.initializers.constant(0.5)
     alpha = self.param('alpha', half, (), self.param_dtype)
     beta = self.param('beta', half, (), self.param_dtype)
-    projections = self.attention.project(x, *context)
+    projections = self.attention.project(x, **context)
     attended = self.attention.aggregate(projections)
-    convolved = self._convolve(projections)
+    convolved = self.convolve(projections)
     if attended.ndim == 3:
       convolved = convolved.reshape(len(convolved), -1, convolved.shape[-1])
       tokens = attended.shape[1] - convolved.shape[1]
@@ -76,27 +76,26 @@ class Mix(nn.Module):
       beta.astype(convolved.dtype) * convolved
     )
 
-  def _convolve(self, projections):
-    q, k, v, stacked = jax.tree.map(
-      lambda x: x.astype(self.dtype or x.dtype),
-      (projections.q, projections.k, projections.v, projections.stacked),
+  def convolve(self, projections: attention.Projections) -> jax.Array:
+    """The convolution path: [b, ceil(h/s), ceil(w/s), n * d]."""
+    maps, valid = self.attention.convolution_maps(projections)
+    maps = [x.astype(self.dtype or x.dtype) for x in maps]
+    inputs, taps = sum(x.shape[3] for x in maps), self.kernel_size**2
+    features = projections.v.shape[3] * projections.v.shape[4]
+    fc_kernel = self.param(
+      'fc_kernel', self.fc_init, (inputs, taps), self.param_dtype
     )
-    heads, taps = q.shape[3], self.kernel_size**2
-    count = heads + k.shape[3] + v.shape[3]
-    mixing = self.param(
-      'mixing', self.mixing_init, (count, taps), self.param_dtype
-    )
-    kernel = self.param('shifts', self._shifts, v.shape[3] * v.shape[4])
-    bias = None
-    if self.mixing_bias:
-      init = layers.torch_bias(count)
-      bias = self.param('mixing_bias', init, (taps,), self.param_dtype)
+    fc_bias = None
+    if self.use_fc_bias:
+      init = layers.torch_bias(inputs)
+      fc_bias = self.param('fc_bias', init, (taps,), self.param_dtype)
+    depthwise_kernel = self.param('depthwise_kernel', self._shifts, features)
     return shift_convolution.shift_convolution(
-      [q, k, v] if stacked is None else [stacked],
-      mixing,
-      kernel,
-      bias,
-      valid=projections.valid,
+      maps,
+      fc_kernel,
+      depthwise_kernel,
+      fc_bias,
+      valid=valid,
       strides=self.strides,
       dilation=self.dilation,
       implementation=self.implementation,
@@ -108,19 +107,23 @@ class Mix(nn.Module):
     return kernel.astype(self.param_dtype)
 
 
-def with_mix(mix: str, layer: attention.Attention, **options: Any) -> nn.Module:
+def make_operator(
+  operator: str, attention: attention.Attention, **options: Any
+) -> nn.Module:
   """An attention alone ('attention') or with the convolution path ('acmix').
 
   Args:
-    mix: which of the two.
-    layer: the attention, made with `parent=None`.
-    **options: of `Mix`.
+    operator: Which of the two.
+    attention: Attention, made with `parent=None`.
+    **options: Fields of `Hybrid`.
 
   Raises:
-    ValueError: `mix` is neither.
+    ValueError: `operator` is neither.
   """
-  checks.check_choice('ACmix', 'mix', mix, ('attention', 'acmix'))
-  return layer if mix == 'attention' else Mix(layer, parent=None, **options)
+  checks.check_choice('ACmix', 'operator', operator, ('attention', 'acmix'))
+  if operator == 'attention':
+    return attention
+  return Hybrid(attention, parent=None, **options)
 
 
 class ACmix(nn.Module):
@@ -128,25 +131,26 @@ class ACmix(nn.Module):
 
     y = acmix_jax.ACmix(64)(x)  # [b, h, w, c] -> [b, h, w, 64]
 
-  Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py. Differs: NHWC; any float
-  dtype, odd maps at stride 2, dilation and any odd kernel_conv work.
+  Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py. Here maps are NHWC, and
+  any float dtype, odd maps at stride 2, dilation and any odd kernel_conv work.
 
   Attributes:
-    features: output channels, a multiple of num_heads.
-    num_heads: heads of the attention and groups of maps of the convolution.
-    kernel_att: odd side of the attention window; maps must have sides larger
+    features: Output channels, a multiple of num_heads.
+    num_heads: Heads of the attention and groups of maps of the convolution.
+    kernel_att: Odd side of the attention window; maps must have sides larger
       than dilation * (kernel_att - 1) / 2.
-    kernel_conv: odd side of the shift convolution.
-    strides: pixels between outputs: [b, ceil(h/s), ceil(w/s), features].
-    dilation: of the attention window and of the convolution.
-    kernel_init: of the projections and the mixing. Default: PyTorch's.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
-    attention_implementation: of `ops.local_attention`.
-    convolution_implementation: of `ops.shift_convolution`.
+    kernel_conv: Odd side of the shift convolution.
+    strides: Pixels between outputs: [b, ceil(h/s), ceil(w/s), features].
+    dilation: Dilation of the attention window and of the convolution.
+    kernel_init: Start value of the projections and of the fully connected
+      layer. Default: PyTorch's.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
+    attention_implementation: Implementation of `ops.local_attention`.
+    convolution_implementation: Implementation of `ops.shift_convolution`.
 
   Raises:
-    ValueError: at trace time: features not divisible by num_heads, even
+    ValueError: At trace time: features not divisible by num_heads, even
       kernels, strides < 1, a map of another rank or too small to reflect.
   """
 
@@ -165,26 +169,27 @@ class ACmix(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), features]."""
-    mix = Mix(
-      local_attention.LocalAttention(
-        self.features,
-        self.num_heads,
-        self.kernel_att,
-        self.strides,
-        self.dilation,
-        self.attention_implementation,
-        self.kernel_init,
-        self.dtype,
-        self.param_dtype,
-        parent=None,
-      ),
-      kernel_size=self.kernel_conv,
+    shared = dict(
       strides=self.strides,
       dilation=self.dilation,
-      mixing_init=self.kernel_init,
-      implementation=self.convolution_implementation,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
-    nn.share_scope(self, mix)
-    return mix(x)
+    attention = local_attention.LocalAttention(
+      self.features,
+      self.num_heads,
+      self.kernel_att,
+      implementation=self.attention_implementation,
+      kernel_init=self.kernel_init,
+      parent=None,
+      **shared,
+    )
+    hybrid = Hybrid(
+      attention,
+      self.kernel_conv,
+      fc_init=self.kernel_init,
+      implementation=self.convolution_implementation,
+      **shared,
+    )
+    nn.share_scope(self, hybrid)
+    return hybrid(x)

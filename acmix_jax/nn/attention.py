@@ -1,49 +1,63 @@
 """What every attention of the code base is: two stages in one module."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
 
 @struct.dataclass
 class Projections:
-  """Stage I: what the two paths of stage II share.
+  """Stage I: the projections that both paths of stage II share.
+
+  An attention that needs more in stage II makes a subclass. Fields that are not
+  arrays must be static there (`pytree_node=False`): a bool would become an
+  array under `nn.remat`.
 
   Attributes:
-    q: query maps [b, h, w, m, d].
-    k: key maps [b, h', w', m, d], on the grid of q or a coarser one.
-    v: value maps [b, h', w', n, d]; n * d is the layer's output width.
-    context: what the attention's own `aggregate` needs beside them.
-    valid: bool [h, w] of numpy, False where a pixel is padding, whose q, k and
-      v must be zero; None: all pixels are valid.
-    stacked: q, k and v in one array [b, h, w, m + m + n, d], where they are
-      slices of one: the convolution path then takes it whole.
+    q: Query maps [b, h, w, m, d].
+    k: Key maps [b, h', w', m, d], on the grid of q or a coarser one.
+    v: Value maps [b, h', w', n, d]; n * d is the layer's output width.
   """
 
   q: jax.Array
   k: jax.Array
   v: jax.Array
-  context: Any = None
-  valid: Any = None
-  stacked: jax.Array | None = None
+
+
+class ConvolutionMaps(NamedTuple):
+  """The input of the convolution path.
+
+  Attributes:
+    maps: Arrays [b, h_i, w_i, m_i, d]; the first has the grid of the output.
+    valid: Bool [h, w], False where a pixel is padding, whose maps must be zero;
+      None: all pixels are valid.
+  """
+
+  maps: list[jax.Array]
+  valid: np.ndarray | None = None
 
 
 class Attention(nn.Module):
   """Base of the attentions: stage I, then stage II (paper section 3).
 
   A subclass makes its submodules in `setup` and defines the two stages;
-  `acmix.Mix` then works on it:
+  `acmix.Hybrid` then works on it:
 
-    project(x, *context) -> Projections: 1x1 projections, the costly half.
+    project(x, **context) -> Projections: 1x1 projections, the costly half.
     aggregate(projections) -> [b, h, w, n * d]: gathers values by similarity.
 
   x is a map [b, h, w, c], or a sequence [b, t + h * w, c] whose first t tokens
-  have no place in the map. Their queries, keys and values go to the context,
-  not to the maps, and `aggregate` then gives a sequence, too.
+  have no place in the map. Their queries, keys and values are no part of the
+  maps q, k and v, and `aggregate` then gives a sequence, too.
   """
 
-  def __call__(self, x: jax.Array, *context: Any) -> jax.Array:
+  def __call__(self, x: jax.Array, **context: Any) -> jax.Array:
     """The attention alone, without the convolution path."""
-    return self.aggregate(self.project(x, *context))
+    return self.aggregate(self.project(x, **context))
+
+  def convolution_maps(self, projections: Projections) -> ConvolutionMaps:
+    """What the convolution path of ACmix takes: q, k and v as projected."""
+    return ConvolutionMaps([projections.q, projections.k, projections.v])

@@ -5,12 +5,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from acmix_jax.nn import checks
 from acmix_jax.ops import xla_cpu
 
-# He et al. for rectified layers, as torchvision's ResNets start.
+# Rewrites for XLA on CPU of what models use beside layers.
+max_pool = xla_cpu.max_pool
+add_to_each = xla_cpu.add_to_each
+
+# He et al., for layers before a ReLU, as torchvision's ResNets start.
 KAIMING_FAN_OUT = initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What PyTorch gives a linear or convolution kernel that nobody initialises.
 TORCH_KERNEL = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+# What batch normalisation does in training. 'batch': normalises by the
+# statistics of the batch, which the running ones follow. 'running': by the
+# running statistics, which stay as they are; scale and bias learn. 'frozen':
+# scale and bias stay as they are, too.
+BATCH_NORM_MODES = ('batch', 'running', 'frozen')
 
 
 def torch_bias(fan_in: int) -> initializers.Initializer:
@@ -24,11 +35,21 @@ def torch_bias(fan_in: int) -> initializers.Initializer:
 
 
 class Dense(nn.Module):
-  """A linear layer over the last axis that starts as PyTorch's does."""
+  """A linear layer over the last axis that starts as PyTorch's does.
+
+  Attributes:
+    features: Output channels.
+    use_bias: Whether there is a bias.
+    kernel_init: Start value of the kernel. Default: PyTorch's.
+    bias_init: Start value of the bias; None: PyTorch's.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
+  """
 
   features: int
   use_bias: bool = True
   kernel_init: initializers.Initializer = TORCH_KERNEL
+  bias_init: initializers.Initializer | None = None
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -39,7 +60,7 @@ class Dense(nn.Module):
       self.features,
       use_bias=self.use_bias,
       kernel_init=self.kernel_init,
-      bias_init=torch_bias(x.shape[-1]),
+      bias_init=self.bias_init or torch_bias(x.shape[-1]),
       dot_general=xla_cpu.dense,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
@@ -52,12 +73,12 @@ class Conv(nn.Module):
   """A convolution without bias that keeps the size but for its strides.
 
   Attributes:
-    features: output channels.
-    kernel_size: odd side of the kernel.
-    strides: pixels between outputs.
-    kernel_init: of the kernel. Default: PyTorch's.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
+    features: Output channels.
+    kernel_size: Odd side of the kernel.
+    strides: Pixels between outputs.
+    kernel_init: Start value of the kernel. Default: PyTorch's.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
   """
 
   features: int
@@ -85,14 +106,16 @@ class BatchNorm(nn.Module):
   is the biased one (PyTorch keeps the unbiased).
 
   Attributes:
-    num_groups: groups with statistics of their own; divides the batch.
-    momentum: decay of the running statistics (1 - PyTorch's momentum).
-    epsilon: added to the variance.
-    dtype: of the output; default that of the input.
-    param_dtype: of scale and bias.
+    num_groups: Groups with statistics of their own; divides the batch.
+    mode: What is trained, see `BATCH_NORM_MODES`.
+    momentum: Decay of the running statistics (1 - PyTorch's momentum).
+    epsilon: Summand of the variance.
+    dtype: Output dtype; None: that of the input.
+    param_dtype: Dtype of scale and bias.
   """
 
   num_groups: int = 1
+  mode: str = 'batch'
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: jnp.dtype | None = None
@@ -100,13 +123,19 @@ class BatchNorm(nn.Module):
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Normalises [b, ..., c] over all axes but the last."""
-    moments = batch_moments(x, self.num_groups) if train else None
+    moments = None
+    if self.uses_batch(train):
+      moments = batch_moments(x, self.num_groups)
     factor, offset = self.affine(x.shape[-1], moments)
     groups = factor.shape[0]
     per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
     grouped = x.reshape(groups, -1, *x.shape[1:])
     y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
     return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+  def uses_batch(self, train: bool) -> bool:
+    """Whether the statistics are those of the batch, not the running ones."""
+    return train and self.mode == 'batch'
 
   @nn.compact
   def affine(
@@ -115,16 +144,19 @@ class BatchNorm(nn.Module):
     """The normalisation as y = x * factor + offset, float32 [groups, c].
 
     Args:
-      features: channels c.
-      moments: means and means of squares [groups, c] of the batch, which the
+      features: Channels c.
+      moments: Means and means of squares [groups, c] of the batch, which the
         running statistics then follow; None: use the running statistics.
     """
+    checks.check_choice('BatchNorm', 'mode', self.mode, BATCH_NORM_MODES)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
     var = self.variable('batch_stats', 'var', jnp.ones, features)
     scale = self.param(
       'scale', nn.initializers.ones, features, self.param_dtype
     )
     bias = self.param('bias', nn.initializers.zeros, features, self.param_dtype)
+    if self.mode == 'frozen':
+      scale, bias = jax.lax.stop_gradient((scale, bias))
     if moments is None:
       group_mean, group_var = mean.value[None], var.value[None]
     else:
@@ -137,6 +169,11 @@ class BatchNorm(nn.Module):
     factor = jax.lax.rsqrt(group_var + self.epsilon)
     factor = factor * scale.astype(jnp.float32)[None]
     return factor, bias.astype(jnp.float32)[None] - group_mean * factor
+
+
+def frozen_norms(mode: str) -> list[str]:
+  """Patterns of the parameters that norms of this mode do not train."""
+  return [r'.*norm\d*/(scale|bias)'] if mode == 'frozen' else []
 
 
 def batch_moments(

@@ -18,15 +18,15 @@ class LocalAttention(attention.Attention):
   counts and converted weights equal the source's.
 
   Attributes:
-    features: output channels, a multiple of num_heads.
-    num_heads: heads; head_dim = features // num_heads.
-    kernel_size: odd side of the window.
-    strides: pixels between queries; stage I runs on all pixels.
-    dilation: pixels between neighbouring keys.
-    implementation: of `ops.local_attention`.
-    kernel_init: of the four projections. Default: PyTorch's.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
+    features: Output channels, a multiple of num_heads.
+    num_heads: Heads; head_dim = features // num_heads.
+    kernel_size: Odd side of the window.
+    strides: Pixels between queries; stage I runs on all pixels.
+    dilation: Pixels between neighbouring keys.
+    implementation: Implementation of `ops.local_attention`.
+    kernel_init: Start value of the four projections. Default: PyTorch's.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
   """
 
   features: int

@@ -3,45 +3,59 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from acmix_jax.nn import attention, checks, layers
 from acmix_jax.ops import patchwise, windows
 
-# Channels of the values for each of the queries' and keys'.
+# Channels of the values / channels of the queries and keys.
 _VALUE_GROUPS = 4
 # Channels of the values that share a plane of weights.
 _SHARED = 8
 
 
+@struct.dataclass
+class PatchwiseProjections(attention.Projections):
+  """Projections with what the norms of stage II need.
+
+  Attributes:
+    train: Whether the norms run as in training.
+  """
+
+  train: bool = struct.field(pytree_node=False)
+
+
 class PatchwiseAttention(attention.Attention):
   """Weights for a whole window from its query and all of its keys at once.
 
-  The query and the k*k keys are normalised, rectified and mapped to
-  features // 8 hidden features, and these, normalised and rectified, to k*k
+  The query and the k*k keys pass a norm and a ReLU and are mapped to
+  features // 8 hidden features, and these, after a norm and a ReLU, to k*k
   weights for each of features // 8 planes; channel c of the values has plane
   c mod (features // 8). The weights are not normalised and know no positions.
 
   Source: hszhao/SAN model/san.py, SAM with sa_type 1 (`conv1`, `conv2`, `conv3`
-  are query, key, value; `conv_w` the rest). Differs: the k*k keys and weights
-  of a pixel are never all in memory; the normalisation of the shifted copies
-  of the keys is computed from the keys.
+  are query, key, value; `conv_w` the rest). Here the k*k keys and weights of a
+  pixel are never all in memory, and the normalisation of the shifted copies of
+  the keys is computed from the keys.
 
   For ACmix (no code was published for SAN; the paper says that queries and
   keys have C/4 channels and that values are divided into 4 groups) the maps
   are q, k, v1..v4 of C/4 channels each, as projected, before normalisation.
 
   Attributes:
-    features: output channels, a multiple of 8.
-    kernel_size: odd side of the window; maps must have sides larger than
+    features: Output channels, a multiple of 8.
+    kernel_size: Odd side of the window; maps must have sides larger than
       (kernel_size - 1) / 2.
-    norm_groups: groups of the batch with batch statistics of their own.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
+    norm_groups: Groups of the batch with batch statistics of their own.
+    batch_norm: Mode of the norms, one of `layers.BATCH_NORM_MODES`.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
   """
 
   features: int
   kernel_size: int = 7
   norm_groups: int = 1
+  batch_norm: str = 'batch'
   dtype: jnp.dtype | None = None
   param_dtype: jnp.dtype = jnp.float32
 
@@ -55,8 +69,8 @@ class PatchwiseAttention(attention.Attention):
     self.key = layers.Dense(width, **dtypes)
     self.value = layers.Dense(self.features, **dtypes)
     taps = self.kernel_size**2
-    self.norm1 = layers.BatchNorm(self.norm_groups, **dtypes)
-    self.norm2 = layers.BatchNorm(self.norm_groups, **dtypes)
+    self.norm1 = layers.BatchNorm(self.norm_groups, self.batch_norm, **dtypes)
+    self.norm2 = layers.BatchNorm(self.norm_groups, self.batch_norm, **dtypes)
     self.kernel1 = self.param(
       'kernel1',
       layers.TORCH_KERNEL,
@@ -70,22 +84,22 @@ class PatchwiseAttention(attention.Attention):
       'bias2', layers.torch_bias(hidden), (hidden * taps,), self.param_dtype
     )
 
-  def project(self, x: jax.Array, train: bool) -> attention.Projections:
+  def project(self, x: jax.Array, *, train: bool) -> PatchwiseProjections:
     """Maps x [b, h, w, c] to q, k [b, h, w, 1, f/4] and v [b, h, w, 4, f/4]."""
     checks.check_map('PatchwiseAttention', x)
     groups = (*x.shape[:3], -1, self.features // _VALUE_GROUPS)
-    return attention.Projections(
+    return PatchwiseProjections(
       q=self.query(x).reshape(groups),
       k=self.key(x).reshape(groups),
       v=self.value(x).reshape(groups),
-      context=train,
+      train=train,
     )
 
-  def aggregate(self, projections: attention.Projections) -> jax.Array:
+  def aggregate(self, projections: PatchwiseProjections) -> jax.Array:
     """Sums the values of each window: [b, h, w, features]."""
     q, k = projections.q[:, :, :, 0], projections.k[:, :, :, 0]
     v = projections.v.reshape(*q.shape[:3], self.features)
-    train = projections.context
+    train = projections.train
     windows.check_reflection(
       'PatchwiseAttention', *q.shape[1:3], self.kernel_size, 1
     )
@@ -99,10 +113,10 @@ class PatchwiseAttention(attention.Attention):
     )
 
   def _hidden(self, q, k, train):
-    """Normalises, rectifies and mixes queries and windows of keys."""
+    """Hidden features of queries and windows of keys, normalised before."""
     width, taps = q.shape[-1], self.kernel_size**2
     moments = None
-    if train:
+    if self.norm1.uses_batch(train):
       moments = [
         jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
         for query, keys in zip(

@@ -1,5 +1,6 @@
 """What is kept of blocks for their gradients."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,10 @@ REMATS = ('none', 'products', 'block')
 
 
 def apply_blocks(
-  model: nn.Module, blocks: str, x: jax.Array, *context: Any, train: bool
+  model: nn.Module,
+  get_blocks: Callable[[nn.Module], Sequence[nn.Module]],
+  x: jax.Array,
+  **context: Any,
 ) -> jax.Array:
   """Applies blocks in turn; `model.remat` says what their gradients find.
 
@@ -19,17 +23,16 @@ def apply_blocks(
   are computed again. 'block': the input of each block alone.
 
   Args:
-    model: module with a field `remat` and the blocks.
-    blocks: attribute of the model, a list of modules that map
-      (x, *context, train=...) to an array.
-    x: input of the first.
-    *context: static.
-    train: static.
+    model: Module with a field `remat` and the blocks.
+    get_blocks: Function from the model to the blocks, each a module that maps
+      (x, **context) to an array.
+    x: Input of the first block.
+    **context: Static values.
   """
-  for i in range(len(getattr(model, blocks))):
+  for i in range(len(get_blocks(model))):
 
     def apply(model, x, i=i):
-      return getattr(model, blocks)[i](x, *context, train=train)
+      return get_blocks(model)[i](x, **context)
 
     # The model is lifted, not the block: flax loses the scopes that the layers
     # of a bound block share.

@@ -5,9 +5,21 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import attention as ops
+
+
+@struct.dataclass
+class SequenceProjections(attention.Projections):
+  """Projections of a sequence whose first t tokens have no place in the map.
+
+  Attributes:
+    tokens: Queries, keys and values of the tokens, [b, t, n, d] each.
+  """
+
+  tokens: tuple[jax.Array, jax.Array, jax.Array]
 
 
 class SpatialReductionAttention(attention.Attention):
@@ -19,8 +31,8 @@ class SpatialReductionAttention(attention.Attention):
   Source: whai362/PVT classification/pvt.py, `Attention` (`sr` is reduce, `norm`
   reduce_norm, `kv` key_value).
 
-  For ACmix (no code was published for PVT) the convolution path mixes the
-  queries at every pixel with the keys and values of the reduced map, repeated
+  For ACmix (no code was published for PVT) the convolution path takes the
+  queries at every pixel and the keys and values of the reduced map, repeated
   to the queries' grid. As in the official Swin-ACmix, it takes q, k and v
   unscaled, and is added after the output projection of the attention, which
   alpha then weights. The class token skips the convolution path: it has no
@@ -29,11 +41,11 @@ class SpatialReductionAttention(attention.Attention):
   the paper's figures.
 
   Attributes:
-    features: output channels, a multiple of num_heads.
-    num_heads: heads; head_dim = features // num_heads.
-    reduction: side of the patches that become one key and value; 1: none.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
+    features: Output channels, a multiple of num_heads.
+    num_heads: Heads; head_dim = features // num_heads.
+    reduction: Side of the patches that become one key and value; 1: none.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
   """
 
   features: int
@@ -48,9 +60,9 @@ class SpatialReductionAttention(attention.Attention):
     if self.reduction < 1:
       raise ValueError(f'{name}: reduction={self.reduction}; >= 1 is needed.')
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.query = transformer.Linear(self.features, **dtypes)
-    self.key_value = transformer.Linear(2 * self.features, **dtypes)
-    self.out = transformer.Linear(self.features, **dtypes)
+    self.query = transformer.dense(self.features, **dtypes)
+    self.key_value = transformer.dense(2 * self.features, **dtypes)
+    self.out = transformer.dense(self.features, **dtypes)
     if self.reduction > 1:
       self.reduce = transformer.PatchConv(
         self.features, self.reduction, **dtypes
@@ -58,8 +70,8 @@ class SpatialReductionAttention(attention.Attention):
       self.reduce_norm = nn.LayerNorm(1e-5, **dtypes)
 
   def project(
-    self, x: jax.Array, grid: tuple[int, int]
-  ) -> attention.Projections:
+    self, x: jax.Array, *, grid: tuple[int, int]
+  ) -> SequenceProjections:
     """Queries on the grid (h, w), keys and values on the reduced one.
 
     Args:
@@ -67,8 +79,7 @@ class SpatialReductionAttention(attention.Attention):
       grid: (h, w).
 
     Returns:
-      q [b, h, w, n, d], k and v [b, h // r, w // r, n, d], and as context the
-      tokens' own [b, t, n, d] each.
+      q [b, h, w, n, d], k and v [b, h // r, w // r, n, d], and the tokens' own.
     """
     tokens = x.shape[1] - math.prod(grid)
     coarse = tuple(size // self.reduction for size in grid)
@@ -88,15 +99,15 @@ class SpatialReductionAttention(attention.Attention):
     q, k, v = (
       y[:, tokens:].reshape(len(x), *size, *heads[2:]) for y, size in sequences
     )
-    context = tuple(y[:, :tokens] for y, _ in sequences)
-    return attention.Projections(q, k, v, context)
+    of_tokens = tuple(y[:, :tokens] for y, _ in sequences)
+    return SequenceProjections(q, k, v, of_tokens)
 
-  def aggregate(self, projections: attention.Projections) -> jax.Array:
+  def aggregate(self, projections: SequenceProjections) -> jax.Array:
     """Attention of tokens and pixels: [b, t + h * w, features]."""
     maps = (projections.q, projections.k, projections.v)
     q, k, v = (
       jnp.concatenate([tokens, y.reshape(len(y), -1, *y.shape[3:])], axis=1)
-      for tokens, y in zip(projections.context, maps, strict=True)
+      for tokens, y in zip(projections.tokens, maps, strict=True)
     )
     out = ops.attention(q, k, v)
     return self.out(out.reshape(*out.shape[:2], self.features))

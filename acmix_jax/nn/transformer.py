@@ -9,14 +9,14 @@ import numpy as np
 from flax import linen as nn
 
 from acmix_jax.nn import layers
-from acmix_jax.ops import xla_cpu
 
 # PyTorch cuts this normal distribution at 2, which is a hundred of its standard
 # deviations: it is not truncated.
 NORMAL = nn.initializers.normal(0.02)
 
-Linear = functools.partial(
-  nn.Dense, kernel_init=NORMAL, dot_general=xla_cpu.dense
+# The linear layer of transformers.
+dense = functools.partial(
+  layers.Dense, kernel_init=NORMAL, bias_init=nn.initializers.zeros
 )
 
 
@@ -31,20 +31,41 @@ def gelu(x: jax.Array) -> jax.Array:
   return single.astype(x.dtype)
 
 
-class Block(nn.Module):
-  """Mixing layer and perceptron, each after a norm and beside the identity.
+class MLP(nn.Module):
+  """fc2(gelu(fc1(x))).
 
   Attributes:
-    mix: the mixing layer; make it with `parent=None`.
-    mlp_ratio: hidden features of the perceptron for each of the input's.
-    drop_path: probability that a training image skips a branch, drawn for each
-      of the two.
-    epsilon: of the norms.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    hidden: Hidden features.
+    dtype: Computation dtype.
+    param_dtype: Parameter dtype.
   """
 
-  mix: nn.Module
+  hidden: int
+  dtype: jnp.dtype | None = None
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., c] to the same shape."""
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    y = gelu(dense(self.hidden, **dtypes, name='fc1')(x))
+    return dense(x.shape[-1], **dtypes, name='fc2')(y)
+
+
+class Block(nn.Module):
+  """x + operator(norm1(x)), then x + mlp(norm2(x)).
+
+  Attributes:
+    operator: Attention or its ACmix; make it with `parent=None`.
+    mlp_ratio: Hidden features of the MLP / channels.
+    drop_path: Probability that a training image skips a branch, drawn for each
+      of the two.
+    epsilon: Summand of the norms' variances.
+    dtype: Computation dtype.
+    param_dtype: Parameter dtype.
+  """
+
+  operator: nn.Module
   mlp_ratio: float = 4.0
   drop_path: float = 0.0
   epsilon: float = 1e-5
@@ -52,18 +73,14 @@ class Block(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *context: Any, train: bool) -> jax.Array:
-    """Maps [b, ..., c] to the same shape; the context is the mixing layer's."""
+  def __call__(self, x: jax.Array, *, train: bool, **context: Any) -> jax.Array:
+    """Maps [b, ..., c] to the same shape; the context is the operator's."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = functools.partial(nn.LayerNorm, self.epsilon, **dtypes)
-    features = x.shape[-1]
-    y = self.mix(norm(name='norm1')(x), *context)
+    y = self.operator(norm(name='norm1')(x), **context)
     x = x + self._drop(y, train)
-    hidden = int(features * self.mlp_ratio)
-    y = Linear(hidden, **dtypes, name='dense1')(norm(name='norm2')(x))
-    y = gelu(y)
-    y = Linear(features, **dtypes, name='dense2')(y)
-    return x + self._drop(y, train)
+    mlp = MLP(int(x.shape[-1] * self.mlp_ratio), **dtypes, name='mlp')
+    return x + self._drop(mlp(norm(name='norm2')(x)), train)
 
   def _drop(self, x, train):
     axes = tuple(range(1, x.ndim))
@@ -77,10 +94,10 @@ class PatchConv(nn.Module):
   Starts as PyTorch's convolution. Pixels that do not fill a patch are dropped.
 
   Attributes:
-    features: output channels.
-    size: side of a patch.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    features: Output channels.
+    size: Side of a patch.
+    dtype: Computation dtype.
+    param_dtype: Parameter dtype.
   """
 
   features: int
@@ -111,7 +128,14 @@ class PatchConv(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """Patches as normalised features: a `PatchConv` and a norm."""
+  """Patches as normalised features: a `PatchConv` and a norm.
+
+  Attributes:
+    features: Output channels.
+    size: Side of a patch.
+    dtype: Computation dtype.
+    param_dtype: Parameter dtype.
+  """
 
   features: int
   size: int
@@ -126,8 +150,15 @@ class PatchEmbed(nn.Module):
     return nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
 
 
-def drop_path_rates(rate: float, stage_sizes: tuple[int, ...]) -> np.ndarray:
-  """Rates of all blocks in order, from 0 to `rate` in equal steps."""
+def drop_path_rates(
+  rate: float, stage_sizes: tuple[int, ...]
+) -> list[list[float]]:
+  """Rates of the blocks of each stage, from 0 to `rate` in equal steps.
+
+  Raises:
+    ValueError: The rate is no probability below 1.
+  """
   if not 0 <= rate < 1:
     raise ValueError(f'drop_path={rate}; 0 <= drop_path < 1 is needed.')
-  return np.linspace(0, rate, sum(stage_sizes))
+  rates = iter(np.linspace(0, rate, sum(stage_sizes)).tolist())
+  return [[next(rates) for _ in range(size)] for size in stage_sizes]

@@ -4,9 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import shifted_windows
+
+
+@struct.dataclass
+class WindowProjections(attention.Projections):
+  """Projections of a map that was padded to whole windows and rolled.
+
+  Attributes:
+    stacked: q, k and v [b, h, w, 3 * n, d], which are slices of it.
+    size: Height and width of the map before it was padded.
+    shift: Rows and columns the padded map was rolled by, up and left.
+  """
+
+  stacked: jax.Array
+  size: tuple[int, int] = struct.field(pytree_node=False)
+  shift: int = struct.field(pytree_node=False)
 
 
 class WindowAttention(attention.Attention):
@@ -21,11 +37,11 @@ class WindowAttention(attention.Attention):
   does not pass, and the convolution runs over the whole map, not in windows.
 
   Attributes:
-    features: output channels, a multiple of num_heads.
-    num_heads: heads; head_dim = features // num_heads.
-    window_size: side of a window.
-    dtype: of the computation; default that of the input and parameters.
-    param_dtype: of the parameters.
+    features: Output channels, a multiple of num_heads.
+    num_heads: Heads; head_dim = features // num_heads.
+    window_size: Side of a window.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
   """
 
   features: int
@@ -37,8 +53,8 @@ class WindowAttention(attention.Attention):
   def setup(self):
     checks.check_heads('WindowAttention', self.features, self.num_heads)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.query_key_value = transformer.Linear(3 * self.features, **dtypes)
-    self.out = transformer.Linear(self.features, **dtypes)
+    self.query_key_value = transformer.dense(3 * self.features, **dtypes)
+    self.out = transformer.dense(self.features, **dtypes)
     self.bias = self.param(
       'bias',
       transformer.NORMAL,
@@ -47,17 +63,22 @@ class WindowAttention(attention.Attention):
     )
 
   def project(
-    self, x: jax.Array, regions: np.ndarray | None = None
-  ) -> attention.Projections:
+    self,
+    x: jax.Array,
+    *,
+    size: tuple[int, int] | None = None,
+    shift: int = 0,
+  ) -> WindowProjections:
     """Queries, keys and values [b, h, w, n, d], zero where x is padding.
 
     Args:
       x: [b, h, w, c], whole windows.
-      regions: int [h, w] of `ops.shifted_windows.shift_regions`: pixels attend
-        to those of their own region alone; negative for padding.
+      size: Height and width of x before it was padded; None: it was not.
+      shift: Rows and columns x was rolled by, up and left; pixels attend to
+        those alone that were their neighbours before.
 
     Raises:
-      ValueError: the map is not made of whole windows.
+      ValueError: The map is not made of whole windows.
     """
     checks.check_map('WindowAttention', x)
     _, h, w, _ = x.shape
@@ -66,26 +87,43 @@ class WindowAttention(attention.Attention):
         f'WindowAttention: a {h}x{w} map is not made of whole windows of '
         f'window_size={self.window_size}; ShiftedWindows pads it to them.'
       )
+    size = size or (h, w)
     maps = self.query_key_value(x)
-    valid = None
-    if regions is not None and regions.min() < 0:
-      valid = regions >= 0
+    valid = _valid(self._regions(size, shift))
+    if valid is not None:
       maps = jnp.where(valid[None, :, :, None], maps, 0)
     maps = maps.reshape(*x.shape[:3], 3 * self.num_heads, -1)
     q, k, v = jnp.split(maps, 3, axis=3)
-    return attention.Projections(q, k, v, regions, valid, stacked=maps)
+    return WindowProjections(q, k, v, maps, size, shift)
 
-  def aggregate(self, projections: attention.Projections) -> jax.Array:
+  def aggregate(self, projections: WindowProjections) -> jax.Array:
     """Attention within windows: [b, h, w, features]."""
     out = shifted_windows.window_attention(
       projections.q,
       projections.k,
       projections.v,
       shifted_windows.relative_bias(self.bias, self.window_size),
-      projections.context,
+      self._regions(projections.size, projections.shift),
       window_size=self.window_size,
     )
     return self.out(out.reshape(*out.shape[:3], self.features))
+
+  def convolution_maps(
+    self, projections: WindowProjections
+  ) -> attention.ConvolutionMaps:
+    """All maps in the one array that they are slices of, without padding."""
+    regions = self._regions(projections.size, projections.shift)
+    return attention.ConvolutionMaps([projections.stacked], _valid(regions))
+
+  def _regions(self, size, shift):
+    return shifted_windows.shift_regions(*size, self.window_size, shift)
+
+
+def _valid(regions: np.ndarray | None) -> np.ndarray | None:
+  """Where a map has no padding; None: it has none anywhere."""
+  if regions is None or regions.min() >= 0:
+    return None
+  return regions >= 0
 
 
 class ShiftedWindows(nn.Module):
@@ -98,13 +136,13 @@ class ShiftedWindows(nn.Module):
   Source: the blocks of microsoft/Swin-Transformer and LeapLabTHU/ACmix (same
   files as `WindowAttention`); identical to them on maps of whole windows, with
   no shift where one window spans the shorter side. They take no other maps.
-  Differs from Swin's detectors, which pad too: padding is masked, so that the
-  output does not depend on it; there it is attended.
+  Swin's detectors pad, too, but attend to the padding; here it is masked, so
+  that the output does not depend on it.
 
   Attributes:
-    layer: the attention or its ACmix; make it with `parent=None`.
-    window_size: side of a window.
-    shifted: whether to shift; the blocks of a stage alternate.
+    layer: Attention or its ACmix; make it with `parent=None`.
+    window_size: Side of a window.
+    shifted: Whether to shift; the blocks of a stage alternate.
   """
 
   layer: nn.Module
@@ -121,5 +159,5 @@ class ShiftedWindows(nn.Module):
     shift = size // 2 if self.shifted and min(h, w) > size else 0
     y = jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
     y = jnp.roll(y, (-shift, -shift), (1, 2))
-    y = self.layer(y, shifted_windows.shift_regions(h, w, size, shift))
+    y = self.layer(y, size=(h, w), shift=shift)
     return jnp.roll(y, (shift, shift), (1, 2))[:, :h, :w]

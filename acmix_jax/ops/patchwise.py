@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import sharding, windows, xla_cpu
+from acmix_jax.ops import cost_marks, sharding, windows, xla_cpu
 
 
 def window_moments(
@@ -120,8 +120,8 @@ def patchwise_aggregation(
       hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
     weights = (weights + bias)[:, :, :, None]
-    # The sum over the taps completes these products: tools.cost counts them.
-    with jax.named_scope('multiply_add'):
+    # The sum over the taps completes these products.
+    with jax.named_scope(cost_marks.MULTIPLY_ADD):
       return v.reshape(shape) * weights
 
   bias = bias.astype(jnp.float32).reshape(taps, 1, 1, 1, planes)

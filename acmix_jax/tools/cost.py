@@ -6,12 +6,12 @@ r"""Counts the parameters and multiply-adds of models: the paper's Table 1.
 The model is traced on one image and the products of its own program are
 counted, exactly: a MAC is one multiply-add of a convolution, a matrix product
 or a weighted sum; biases, normalisation, activations and softmax are free. The
-program is that of the official code: windows are unfolded, maps are mixed
-before they are shifted. The faster implementations compute the same from more
-or fewer products.
+program is that of the official code: windows are unfolded, the fully connected
+layer comes before the shifts. The faster implementations compute the same from
+more or fewer products.
 
-Of each mixing layer, stage I is the projection and stage II what gathers its
-results: attention with its output projection, and the convolution path.
+Of each block's operator, stage I is the projection and stage II what gathers
+its results: attention with its output projection, and the convolution path.
 
 "As in Table 1" counts three things as the paper does. The attention of a layer
 with strides is computed for all pixels, of which those between the strides are
@@ -23,11 +23,12 @@ and of its reduction of keys and values the paper names no stage.
 
 import argparse
 import dataclasses
+import enum
 import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,10 +37,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax import models
+from acmix_jax.models import classifier
 from acmix_jax.models.backbones import resnet, san, swin
-from acmix_jax.nn import local_attention
+from acmix_jax.nn import acmix, attention, layers, local_attention
+from acmix_jax.ops import cost_marks
 
-# What the paper prints, in 10^9 MACs.
+# What the paper prints, in 10^9 MACs, at 224 x 224.
 _PRINTED = {
   'resnet50': (1.85, 0.01),
   'resnet50_attention': (0.96, 0.19),
@@ -55,8 +58,9 @@ _IMPLEMENTATIONS = {
   'attention_implementation': 'patches',
   'convolution_implementation': 'shifts',
 }
-# Of the name stack SAN/SAN.features/stage0_1/mix/attention.project/query.
-_MIXING_LAYER = re.compile(r'\.\w+/([^.]*?/mix)(?:$|/)(.*)')
+_PRINTED_SIZE = (224, 224)
+# Between the stage and the path of an operator in the name of a scope.
+_OF = ' of '
 
 
 class Stages(NamedTuple):
@@ -71,98 +75,153 @@ class Cost:
   """What one image costs.
 
   Attributes:
-    model: name, or class of the model.
+    model: Name, or class of the backbone.
     image_size: (height, width).
-    params: parameters.
-    macs: multiply-adds of the whole model.
-    layers: those of each mixing layer, by its path.
-    table1: those of all mixing layers, counted as in the paper's Table 1; None
-      where the paper does not say how.
+    params: Parameters.
+    macs: Multiply-adds of the whole model.
+    operators: Multiply-adds of each block's operator, by its path.
+    table1: Multiply-adds of all operators, counted as in the paper's Table 1;
+      None where the paper does not say how.
   """
 
   model: str
   image_size: tuple[int, int]
   params: int
   macs: int
-  layers: dict[str, Stages]
+  operators: dict[str, Stages]
   table1: Stages | None
 
   @property
   def stage1_macs(self) -> int:
-    """Stage I of all mixing layers."""
-    return sum(layer.stage1 for layer in self.layers.values())
+    """Stage I of all operators."""
+    return sum(stages.stage1 for stages in self.operators.values())
 
   @property
   def stage2_macs(self) -> int:
-    """Stage II of all mixing layers."""
-    return sum(layer.stage2 for layer in self.layers.values())
+    """Stage II of all operators."""
+    return sum(stages.stage2 for stages in self.operators.values())
 
 
 def count(
-  model: str | nn.Module, image_size: int | tuple[int, int] = 224
+  model: str | classifier.Classifier, image_size: int | tuple[int, int] = 224
 ) -> Cost:
   """Counts a model on one image; nothing is compiled or computed.
 
   Args:
-    model: a registered name, or a classifier of `create_model`, whose
+    model: Registered name, or a classifier of `create_model`, whose
       implementations are replaced by those of the official code.
-    image_size: pixels of a side, or (height, width).
+    image_size: Pixels of a side, or (height, width).
 
   Raises:
-    KeyError: no model has that name.
-    ValueError: the image is too small for the model.
+    KeyError: No model has that name.
+    ValueError: The image is too small for the model.
   """
-  name = model if isinstance(model, str) else type(model).__name__
+  name = model if isinstance(model, str) else type(model.backbone).__name__
   if isinstance(model, str):
     model = models.create_model(model)
-  fields = _IMPLEMENTATIONS.keys() & {
-    field.name for field in dataclasses.fields(model)
-  }
-  model = model.clone(**{field: _IMPLEMENTATIONS[field] for field in fields})
+  fields = {field.name for field in dataclasses.fields(model.backbone)}
+  official = {k: v for k, v in _IMPLEMENTATIONS.items() if k in fields}
+  model = model.clone(backbone=model.backbone.clone(**official))
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
   products = _trace(model, variables, images)
-  layers = _by_layer(products)
   table1 = None
-  if isinstance(model, _IN_TABLE1):
-    with nn.intercept_methods(_before_strides):
-      table1 = _total(
-        _by_layer(_trace(model, variables, images), as_in_table1=True)
-      )
+  if isinstance(model.backbone, _IN_TABLE1):
+    in_table1 = _trace(model, variables, images, as_in_table1=True)
+    by_operator = _by_operator(in_table1, as_in_table1=True)
+    table1 = Stages(
+      *(sum(macs) for macs in zip(*by_operator.values(), strict=True))
+    )
   return Cost(
     model=name,
     image_size=size,
     params=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
     macs=sum(product.macs for product in products),
-    layers=layers,
+    operators=_by_operator(products),
     table1=table1,
   )
 
 
-class _Product(NamedTuple):
-  """A product of the program: the scope it is in and its multiply-adds.
+class _Stage(enum.StrEnum):
+  """What a method of an operator computes.
 
-  Of a convolution, `channels` are the inputs of each output; 1 otherwise.
+  A convolution without attention is both stages in one.
   """
 
-  scope: str
+  PROJECTION = 'stage1'
+  AGGREGATION = 'stage2'
+  CONVOLUTION = 'convolution'
+
+
+def _stage(module: nn.Module, method: str) -> tuple[_Stage, nn.Module] | None:
+  """The stage that a method is, and the operator of which it is one."""
+  match module, method:
+    case attention.Attention(), 'project' | 'aggregate':
+      wrapped = isinstance(module.parent, acmix.Hybrid)
+      stage = _Stage.PROJECTION if method == 'project' else _Stage.AGGREGATION
+      return stage, module.parent if wrapped else module
+    case acmix.Hybrid(), 'convolve':
+      return _Stage.AGGREGATION, module
+    case layers.Conv(name='operator'), '__call__':
+      return _Stage.CONVOLUTION, module
+  return None
+
+
+class _Product(NamedTuple):
+  """A product of the program.
+
+  Attributes:
+    scopes: Names of the scopes it is in, from outside in.
+    macs: Multiply-adds.
+    channels: Inputs of each output of a convolution; 1 otherwise.
+  """
+
+  scopes: tuple[str, ...]
   macs: int
   channels: int = 1
 
 
-def _trace(model, variables, images) -> list[_Product]:
-  jaxpr = jax.make_jaxpr(model.apply)(variables, images)
+def _trace(model, variables, images, *, as_in_table1=False) -> list[_Product]:
+  """The products of the model, those of operators in scopes of their own."""
+
+  def mark(next_function, args, kwargs, context):
+    found = _stage(context.module, context.method_name)
+    if found is None:
+      return next_function(*args, **kwargs)
+    stage, operator = found
+    if as_in_table1 and stage == _Stage.AGGREGATION:
+      next_function = _before_strides(context.module, next_function)
+    with jax.named_scope(f'{stage}{_OF}{".".join(operator.path)}'):
+      return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(mark):
+    jaxpr = jax.make_jaxpr(model.apply)(variables, images)
   return list(_products(jaxpr.jaxpr))
 
 
-def _products(jaxpr, scope: str = '', times: int = 1) -> Iterator[_Product]:
+def _before_strides(module: nn.Module, aggregate: Callable) -> Callable:
+  """Attention of all pixels; those between the strides are then dropped."""
+  strided = isinstance(module, local_attention.LocalAttention)
+  if not strided or module.strides == 1:
+    return aggregate
+
+  def aggregate_all(projections):
+    dense = module.clone(strides=1, parent=None)
+    out = dense.apply(module.variables, projections, method='aggregate')
+    return out[:, :: module.strides, :: module.strides]
+
+  return aggregate_all
+
+
+def _products(
+  jaxpr, outer: tuple[str, ...] = (), times: int = 1
+) -> Iterator[_Product]:
   """The products of a program, those of loops as often as they run."""
   for equation in jaxpr.eqns:
     # Names within an inner program start afresh.
-    inner_scope = f'{scope}/{equation.source_info.name_stack}'
-    names = inner_scope.split('/')
+    scopes = (*outer, *str(equation.source_info.name_stack).split('/'))
     primitive, params = equation.primitive.name, equation.params
     results = times * math.prod(equation.outvars[0].aval.shape)
     if primitive == 'dot_general':
@@ -170,65 +229,46 @@ def _products(jaxpr, scope: str = '', times: int = 1) -> Iterator[_Product]:
       (contracted, _), _ = params['dimension_numbers']
       terms = math.prod(shape[axis] for axis in contracted)
       if contracted:  # Otherwise nothing is added up: it repeats an array.
-        yield _Product(inner_scope, results * terms)
-    elif primitive == 'conv_general_dilated' and 'unfold' not in names:
+        yield _Product(scopes, results * terms)
+    elif primitive == 'conv_general_dilated' and cost_marks.COPY not in scopes:
       shape = equation.invars[1].aval.shape
       outputs, channels, *_ = params['dimension_numbers'].rhs_spec
       terms = math.prod(shape) // shape[outputs]
-      yield _Product(inner_scope, results * terms, shape[channels])
-    elif primitive == 'mul' and 'multiply_add' in names:
-      yield _Product(inner_scope, results)
+      yield _Product(scopes, results * terms, shape[channels])
+    elif primitive == 'mul' and cost_marks.MULTIPLY_ADD in scopes:
+      yield _Product(scopes, results)
     length = params['length'] if primitive == 'scan' else 1
     inners = jax.extend.core.jaxprs_in_params(params)
     by_platform = params.get('branches_platforms')
     if by_platform:  # Each does the same in its own way; the last is for most.
       inners = [params['branches'][-1].jaxpr]
     for inner in inners:
-      found = list(_products(inner, inner_scope, times * length))
+      found = list(_products(inner, scopes, times * length))
       unknown = primitive in ('cond', 'while') and not by_platform
-      assert not found or not unknown, inner_scope
+      assert not found or not unknown, scopes
       yield from found
 
 
-def _by_layer(
+def _by_operator(
   products: list[_Product], *, as_in_table1: bool = False
 ) -> dict[str, Stages]:
-  """Sums the products of each mixing layer by stage."""
-  layers = {}
+  """Sums the products of each operator by stage."""
+  operators = {}
   for product in products:
-    match = _MIXING_LAYER.search(product.scope)
-    if not match:
+    marks = [scope for scope in product.scopes if _OF in scope]
+    if not marks:
       continue
-    name, place = match.groups()
-    stage1, stage2 = layers.get(name, (0, 0))
-    # A convolution is the mixing layer itself, or else is in the second stage.
-    convolution = not place
-    if convolution or '.project/' in place:
-      stage1 += product.macs
-    else:
+    stage, _, path = marks[0].partition(_OF)
+    name = path.replace('.', '/')
+    stage1, stage2 = operators.get(name, (0, 0))
+    if stage == _Stage.AGGREGATION:
       stage2 += product.macs
-    if convolution and as_in_table1:
+    else:
+      stage1 += product.macs
+    if stage == _Stage.CONVOLUTION and as_in_table1:
       stage2 += product.macs // product.channels
-    layers[name] = Stages(stage1, stage2)
-  return layers
-
-
-def _before_strides(next_function, args, kwargs, context):
-  """Computes attention for all pixels, then drops those between the strides."""
-  module = context.module
-  if (
-    not isinstance(module, local_attention.LocalAttention)
-    or context.method_name != 'aggregate'
-    or module.strides == 1
-  ):
-    return next_function(*args, **kwargs)
-  dense = module.clone(strides=1, parent=None)
-  out = dense.apply(module.variables, *args, **kwargs, method='aggregate')
-  return out[:, :: module.strides, :: module.strides]
-
-
-def _total(layers: dict[str, Stages]) -> Stages:
-  return Stages(*(sum(macs) for macs in zip(*layers.values(), strict=True)))
+    operators[name] = Stages(stage1, stage2)
+  return operators
 
 
 def _as_json(cost: Cost) -> dict:
@@ -250,7 +290,9 @@ def _table(costs: list[Cost]) -> str:
   ]
   notes = []
   for cost in costs:
-    printed = _PRINTED.get(cost.model)
+    printed = None
+    if cost.image_size == _PRINTED_SIZE:
+      printed = _PRINTED.get(cost.model)
     rows.append(
       (
         cost.model,

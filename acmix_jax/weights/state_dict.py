@@ -147,7 +147,7 @@ def _as_numpy(x):
 def _arranged(layout, x, shape):
   """The array in our layout, None if it does not have this shape there."""
   try:
-    x = layout(x)
+    x = layout(x, shape)
   except (ValueError, IndexError):  # The layout is of arrays with other axes.
     return None
   return x if x.shape == shape else None

@@ -69,8 +69,7 @@ def test_san_follows_a_cosine_to_zero_without_warmup():
 
 def parameters(name):
   """Shapes of a shallow model's parameters by path."""
-  stages = 5 if name.startswith('san') else 4
-  model = models.create_model(name, stage_sizes=(1,) * stages)
+  model = models.create_model(name, stage_sizes=(1, 1, 1, 1))
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -96,8 +95,9 @@ def test_pvt_decays_kernels_and_position_embeddings(name):
   # The position of the class token is part of the last stage's embeddings,
   # which have three axes in the source.
   expected = {path for path, shape in shapes.items() if len(shape) <= 1}
-  expected.remove('token_position')
-  assert 'token' in expected and 'position1' not in expected
+  expected.remove('head/token_position')
+  assert 'head/token' in expected
+  assert 'backbone/stage1_position' not in expected
   assert not_decayed(name, params) == expected
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import acmix_jax
-from acmix_jax.nn import layers, local_attention
+from acmix_jax.nn import local_attention
 
 _FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'operators'
 
@@ -29,8 +29,10 @@ def load(name):
     return {
       'alpha': arrays[f'{prefix}/rate1'][0],
       'beta': arrays[f'{prefix}/rate2'][0],
-      'mixing': arrays[f'{prefix}/fc.weight'][:, :, 0, 0].T,
-      'shifts': arrays[f'{prefix}/dep_conv.weight'].transpose(2, 3, 1, 0),
+      'fc_kernel': arrays[f'{prefix}/fc.weight'][:, :, 0, 0].T,
+      'depthwise_kernel': arrays[f'{prefix}/dep_conv.weight'].transpose(
+        2, 3, 1, 0
+      ),
       'attention': {
         'query': dense('conv1'),
         'key': dense('conv2'),
@@ -109,7 +111,7 @@ def test_paths_start_equal_and_shifts_survive():
   want = np.zeros((5, 5, 25, 8))
   for tap in range(25):
     want[tap // 5, tap % 5, tap] = 1
-  np.testing.assert_array_equal(params['shifts'], want)
+  np.testing.assert_array_equal(params['depthwise_kernel'], want)
 
 
 def test_acmix_is_attention_plus_convolution():
@@ -119,13 +121,13 @@ def test_acmix_is_attention_plus_convolution():
   alone = local_attention.LocalAttention(8)
   attended = alone.apply({'params': params['attention']}, x)
 
-  def mixed(alpha, beta):
+  def weighted(alpha, beta):
     rates = {'alpha': jnp.float32(alpha), 'beta': jnp.float32(beta)}
     return acmix_jax.ACmix(8).apply({'params': params | rates}, x)
 
-  np.testing.assert_allclose(mixed(2, 0), 2 * attended, rtol=1e-5)
+  np.testing.assert_allclose(weighted(2, 0), 2 * attended, rtol=1e-5)
   np.testing.assert_allclose(
-    mixed(2, 3), mixed(2, 0) + 3 * mixed(0, 1), rtol=1e-4, atol=1e-5
+    weighted(2, 3), weighted(2, 0) + 3 * weighted(0, 1), rtol=1e-4, atol=1e-5
   )
 
 
@@ -146,19 +148,3 @@ def test_acmix_names_what_is_wrong(options, shape, message):
     jax.eval_shape(
       layer.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
     )
-
-
-def test_batch_norm_groups_have_statistics_of_their_own():
-  x = 3 + 2 * jax.random.normal(jax.random.key(0), (8, 3, 3, 5))
-  norm = layers.BatchNorm(num_groups=4)
-  variables = norm.init(jax.random.key(1), x, train=True)
-  out, state = norm.apply(variables, x, train=True, mutable=['batch_stats'])
-  groups = np.asarray(x, np.float64).reshape(4, 18, 5)
-  mean, var = groups.mean(axis=1), groups.var(axis=1)
-  want = (groups - mean[:, None]) / np.sqrt(var[:, None] + 1e-5)
-  np.testing.assert_allclose(out.reshape(4, 18, 5), want, atol=1e-4)
-  stats = state['batch_stats']
-  np.testing.assert_allclose(stats['mean'], 0.1 * mean.mean(0), rtol=1e-4)
-  np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * var.mean(0), rtol=1e-4)
-  with pytest.raises(ValueError, match='does not divide'):
-    norm.apply(variables, x[:6], train=True, mutable=['batch_stats'])

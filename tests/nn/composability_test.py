@@ -31,7 +31,7 @@ class GlobalAttention(attention.Attention):
 
 def test_the_wrapper_adds_the_convolution_path():
   x = jax.random.normal(jax.random.key(0), (2, 5, 6, 7))
-  layer = acmix.Mix(GlobalAttention(8, parent=None))
+  layer = acmix.Hybrid(GlobalAttention(8, parent=None))
   params = layer.init(jax.random.key(1), x)['params']
   params['alpha'], params['beta'] = jnp.float32(0.3), jnp.float32(0.7)
   # Attention and convolution by hand, from the same projections.
@@ -42,7 +42,7 @@ def test_the_wrapper_adds_the_convolution_path():
   weights /= weights.sum(-1, keepdims=True)
   maps = np.stack([q, k, v], axis=2).reshape(2, 5, 6, 3, 8)
   convolved = reference.shift_convolution(
-    jnp.asarray(maps), params['mixing'], params['shifts']
+    jnp.asarray(maps), params['fc_kernel'], params['depthwise_kernel']
   )
   want = 0.3 * (weights @ v).reshape(2, 5, 6, 8) + 0.7 * convolved
   out = layer.apply({'params': params}, x)

@@ -20,14 +20,16 @@ def test_equals_the_official_operator(kernel_size):
     arrays['output'].shape[-1], kernel_size
   )
   shapes = jax.eval_shape(
-    lambda key, x: layer.init(key, x, False), jax.random.key(0), arrays['input']
+    lambda key, x: layer.init(key, x, train=False),
+    jax.random.key(0),
+    arrays['input'],
   )
-  names = (san.TABLE, 'stage1_0/mix', 'layer1.0.')
+  names = (san.TABLE, 'backbone/stage1_0/operator', 'layer1.0.')
   stats = {'batch_stats': shapes['batch_stats']}
   stats = official.convert(arrays, 'buffer', stats, *names)
   params = {'params': shapes['params']}
   official.check_operator(
-    lambda params, x: layer.apply({**params, **stats}, x, False),
+    lambda params, x: layer.apply({**params, **stats}, x, train=False),
     official.convert(arrays, 'param', params, *names),
     arrays,
     official.convert(arrays, 'grad', params, *names),
@@ -80,8 +82,8 @@ def patchwise_reference(variables, x, kernel_size, train):
 def test_equals_unfolded_reference(kernel_size, train):
   x = np.random.default_rng(1).standard_normal((3, 5, 6, 12), np.float32)
   layer = patchwise_attention.PatchwiseAttention(16, kernel_size)
-  variables = official.random_variables(layer, x, train)
-  got, _ = layer.apply(variables, x, train, mutable=['batch_stats'])
+  variables = official.random_variables(layer, x, train=train)
+  got, _ = layer.apply(variables, x, train=train, mutable=['batch_stats'])
   want, *_ = patchwise_reference(variables, x, kernel_size, train)
   official.assert_relative(got, want)
 
@@ -89,8 +91,8 @@ def test_equals_unfolded_reference(kernel_size, train):
 def test_running_statistics_are_those_of_unfolded_keys():
   x = np.random.default_rng(1).standard_normal((4, 5, 6, 12), np.float32)
   layer = patchwise_attention.PatchwiseAttention(16, 3, norm_groups=2)
-  variables = official.random_variables(layer, x, False)
-  _, state = layer.apply(variables, x, True, mutable=['batch_stats'])
+  variables = official.random_variables(layer, x, train=False)
+  _, state = layer.apply(variables, x, train=True, mutable=['batch_stats'])
   _, q, k, _ = patchwise_reference(variables, x, 3, False)
   keys = unfold(k, 3).reshape(*q.shape[:3], -1)
   seen = np.concatenate([q, keys], -1).reshape(2, -1, 40)
@@ -100,31 +102,30 @@ def test_running_statistics_are_those_of_unfolded_keys():
     official.assert_relative(stats['norm1'][name], want)
 
 
-def test_acmix_mixes_six_maps_of_a_quarter_of_the_channels():
+def test_acmix_takes_six_maps_of_a_quarter_of_the_channels():
   x = np.random.default_rng(1).standard_normal((2, 5, 6, 12), np.float32)
-  layer = acmix.Mix(patchwise_attention.PatchwiseAttention(16, 3, parent=None))
-  variables = official.random_variables(layer, x, False)
+  attention = patchwise_attention.PatchwiseAttention(16, 3, parent=None)
+  layer = acmix.Hybrid(attention)
+  variables = official.random_variables(layer, x, train=False)
   params = variables['params']
   attended, q, k, v = patchwise_reference(
-    jax.tree.map(
-      lambda x: x, {c: variables[c]['attention'] for c in variables}
-    ),
+    {c: variables[c]['attention'] for c in variables},
     x,
     3,
     False,
   )
   maps = np.stack([q, k, *np.split(v, 4, axis=-1)], axis=-1)
-  mixed = maps @ params['mixing']  # [b, h, w, d, 9]
-  mixed = np.pad(mixed, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+  connected = maps @ params['fc_kernel']  # [b, h, w, d, 9]
+  connected = np.pad(connected, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
   convolved = np.zeros_like(attended)
   for channel in range(16):
     for i in range(3):
       for j in range(3):
-        taps = params['shifts'][i, j, :, channel]
-        here = mixed[:, i : i + 5, j : j + 6, channel // 4]
+        taps = params['depthwise_kernel'][i, j, :, channel]
+        here = connected[:, i : i + 5, j : j + 6, channel // 4]
         convolved[..., channel] += here @ taps
   want = params['alpha'] * attended + params['beta'] * convolved
-  official.assert_relative(layer.apply(variables, x, False), want)
+  official.assert_relative(layer.apply(variables, x, train=False), want)
 
 
 def test_gradients_of_the_loop_are_those_of_the_unfolded_sum():
@@ -159,8 +160,8 @@ def test_bfloat16_is_close_to_float32():
   x = np.random.default_rng(1).standard_normal((2, 8, 8, 32), np.float32)
   exact = patchwise_attention.PatchwiseAttention(32, 3)
   layer = patchwise_attention.PatchwiseAttention(32, 3, dtype=jnp.bfloat16)
-  variables = official.random_variables(exact, x, False)
-  got, want = (f.apply(variables, x, False) for f in (layer, exact))
+  variables = official.random_variables(exact, x, train=False)
+  got, want = (f.apply(variables, x, train=False) for f in (layer, exact))
   assert got.dtype == jnp.bfloat16
   official.assert_relative(got.astype(np.float32), want, 0.05)
 
@@ -169,7 +170,7 @@ def test_errors_say_what_works():
   def run(features, kernel_size, side):
     layer = patchwise_attention.PatchwiseAttention(features, kernel_size)
     x = jax.ShapeDtypeStruct((1, side, 9, 8), jnp.float32)
-    jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, False), x)
+    jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, train=False), x)
 
   with pytest.raises(ValueError, match='nearest that works: features=16'):
     run(20, 3, 9)

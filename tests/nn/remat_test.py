@@ -2,13 +2,24 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import acmix_jax
-from acmix_jax.nn import remat
+from acmix_jax.nn import (
+  acmix,
+  attention,
+  local_attention,
+  patchwise_attention,
+  remat,
+  spatial_reduction_attention,
+  window_attention,
+)
+from tests.fixtures import official
 
 SIDE = 16
 # A block or two, as narrow as its family can be.
@@ -21,7 +32,13 @@ SMALL = {
     stem='small',
     convolution_implementation='grouped',
   ),
-  'san10': dict(stage_sizes=(0, 1), widths=(32, 32), kernel_sizes=(3, 3)),
+  'san10': dict(
+    stage_sizes=(1,),
+    widths=(32,),
+    kernel_sizes=(3,),
+    stem_size=0,
+    stem_width=32,
+  ),
   'pvt_tiny': dict(
     stage_sizes=(1,),
     image_size=SIDE,
@@ -108,6 +125,67 @@ def test_each_choice_keeps_less_than_the_one_before(name):
 
   sizes = [kept(choice) for choice in remat.REMATS]
   assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+ATTENTIONS = {
+  'local': (local_attention.LocalAttention(8, 2, 3, parent=None), {}),
+  'patchwise': (
+    patchwise_attention.PatchwiseAttention(16, 3, parent=None),
+    {'train': True},
+  ),
+  'reduction': (
+    spatial_reduction_attention.SpatialReductionAttention(8, 2, 2, parent=None),
+    {'grid': (4, 6)},
+  ),
+  'window': (
+    window_attention.WindowAttention(8, 2, 2, parent=None),
+    {'size': (3, 6), 'shift': 1},
+  ),
+}
+
+
+class Checkpointed(attention.Attention):
+  """An attention with a checkpoint around each stage."""
+
+  inner: attention.Attention
+
+  def project(self, x, **context):
+    project = nn.remat(lambda self, x: self.inner.project(x, **context))
+    return project(self, x)
+
+  def aggregate(self, projections):
+    return nn.remat(lambda self, y: self.inner.aggregate(y))(self, projections)
+
+  def convolution_maps(self, projections):
+    return self.inner.convolution_maps(projections)
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+def test_projections_pass_checkpoints(name):
+  inner, context = ATTENTIONS[name]
+  shape = (2, 24, 8) if name == 'reduction' else (2, 4, 6, 8)
+  x = jax.random.normal(jax.random.key(0), shape)
+  layer = acmix.Hybrid(inner)
+  variables = official.random_variables(layer, x, **context)
+
+  def gradients(layer, variables):
+    def loss(params):
+      y, _ = layer.apply(
+        {**variables, 'params': params}, x, mutable=['batch_stats'], **context
+      )
+      return jnp.sum(y**2)
+
+    return jax.grad(loss)(variables['params'])
+
+  want = gradients(layer, variables)
+  layer = acmix.Hybrid(Checkpointed(inner, parent=None))
+  nested = {
+    collection: {**tree, 'attention': {'inner': tree['attention']}}
+    for collection, tree in variables.items()
+  }
+  got = gradients(layer, nested)
+  got['attention'] = got['attention']['inner']
+  chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_choice_is_refused():

@@ -18,12 +18,12 @@ def test_equals_the_official_operator():
   layer, grid = Attention(64, 2, 2), arrays['input'].shape[1:3]
 
   def apply(params, x):
-    y = layer.apply(params, x.reshape(len(x), -1, 64), grid)
+    y = layer.apply(params, x.reshape(len(x), -1, 64), grid=grid)
     return y.reshape(x.shape)
 
   x = arrays['input'].reshape(2, -1, 64)
-  shapes = official.random_variables(layer, x, grid)
-  names = (pvt.TABLE, 'stage1_0/mix', 'block1.0.attn.')
+  shapes = official.random_variables(layer, x, grid=grid)
+  names = (pvt.TABLE, 'backbone/stage1_0/operator', 'block1.0.attn.')
   official.check_operator(
     apply,
     official.convert(arrays, 'param', shapes, *names),
@@ -74,16 +74,16 @@ def reference(params, x, grid, heads, reduction):
   ('grid', 'tokens', 'reduction'),
   [((4, 6), 0, 2), ((5, 7), 0, 2), ((3, 4), 1, 1), ((6, 9), 2, 3)],
 )
-def test_acmix_mixes_keys_and_values_repeated_to_the_grid(
+def test_acmix_takes_keys_and_values_repeated_to_the_grid(
   grid, tokens, reduction
 ):
   (h, w), heads, c = grid, 2, 8
   rng = np.random.default_rng(3)
   x = rng.standard_normal((2, tokens + h * w, c), np.float32)
-  layer = acmix.Mix(Attention(c, heads, reduction, parent=None))
-  variables = official.random_variables(layer, x, grid)
+  layer = acmix.Hybrid(Attention(c, heads, reduction, parent=None))
+  variables = official.random_variables(layer, x, grid=grid)
   params = variables['params']
-  got = layer.apply(variables, x, grid)
+  got = layer.apply(variables, x, grid=grid)
   for image, sequence in zip(got, x, strict=True):
     attended, (q, k, v) = reference(
       params['attention'], sequence, grid, heads, reduction
@@ -92,15 +92,15 @@ def test_acmix_mixes_keys_and_values_repeated_to_the_grid(
     columns = np.minimum(np.arange(w) // reduction, k.shape[1] - 1)
     fine = [q, *(y[rows][:, columns] for y in (k, v))]
     maps = np.concatenate([y.reshape(h, w, heads, -1) for y in fine], axis=2)
-    mixed = np.einsum('yxmd,mt->yxdt', maps, params['mixing'])
-    mixed = np.pad(mixed, ((1, 1), (1, 1), (0, 0), (0, 0)))
+    connected = np.einsum('yxmd,mt->yxdt', maps, params['fc_kernel'])
+    connected = np.pad(connected, ((1, 1), (1, 1), (0, 0), (0, 0)))
     convolved = np.zeros((h, w, c), np.float32)
     for channel in range(c):
       for i in range(3):
         for j in range(3):
-          shifted = mixed[i : i + h, j : j + w, channel // heads]
+          shifted = connected[i : i + h, j : j + w, channel // heads]
           convolved[..., channel] += (
-            shifted @ params['shifts'][i, j, :, channel]
+            shifted @ params['depthwise_kernel'][i, j, :, channel]
           )
     want = params['alpha'] * attended
     want[tokens:] += params['beta'] * convolved.reshape(-1, c)
@@ -110,11 +110,11 @@ def test_acmix_mixes_keys_and_values_repeated_to_the_grid(
 def test_bfloat16_is_close_to_float32():
   x = np.random.default_rng(1).standard_normal((2, 17, 32), np.float32)
   exact, layer = (
-    acmix.Mix(Attention(32, 2, 1, dtype, parent=None))
+    acmix.Hybrid(Attention(32, 2, 1, dtype, parent=None))
     for dtype in (None, jnp.bfloat16)
   )
-  variables = official.random_variables(exact, x, (4, 4))
-  got, want = (f.apply(variables, x, (4, 4)) for f in (layer, exact))
+  variables = official.random_variables(exact, x, grid=(4, 4))
+  got, want = (f.apply(variables, x, grid=(4, 4)) for f in (layer, exact))
   assert got.dtype == jnp.bfloat16
   official.assert_relative(got.astype(np.float32), want, 0.05)
 
@@ -122,11 +122,11 @@ def test_bfloat16_is_close_to_float32():
 def test_errors_say_what_works():
   x = jnp.zeros((1, 15, 8))
   with pytest.raises(ValueError, match='nearest that works: features=6'):
-    Attention(8, 3).init(jax.random.key(0), x, (3, 5))
+    Attention(8, 3).init(jax.random.key(0), x, grid=(3, 5))
   with pytest.raises(ValueError, match='3x5 map has no patch of 4x4'):
-    Attention(8, 2, 4).init(jax.random.key(0), x, (3, 5))
+    Attention(8, 2, 4).init(jax.random.key(0), x, grid=(3, 5))
   with pytest.raises(ValueError, match='reduction=0'):
-    Attention(8, 2, 0).init(jax.random.key(0), x, (3, 5))
+    Attention(8, 2, 0).init(jax.random.key(0), x, grid=(3, 5))
 
 
 class _Ones(nn.Module):

@@ -11,13 +11,17 @@ from acmix_jax.weights.tables import swin
 from tests.fixtures import official
 
 
-def layer(features, num_heads, window_size, shifted, mix='acmix', dtype=None):
+def layer(
+  features, num_heads, window_size, shifted, operator='acmix', dtype=None
+):
   attention = window_attention.WindowAttention(
     features, num_heads, window_size, dtype, parent=None
   )
-  mixed = acmix.with_mix(mix, attention, mixing_bias=True, dtype=dtype)
+  operator = acmix.make_operator(
+    operator, attention, use_fc_bias=True, dtype=dtype
+  )
   return window_attention.ShiftedWindows(
-    mixed, window_size, shifted, parent=None
+    operator, window_size, shifted, parent=None
   )
 
 
@@ -25,7 +29,7 @@ def test_equals_the_official_operator():
   arrays = official.operator('acmix_window')
   module = layer(32, 2, 7, shifted=False)
   shapes = official.random_variables(module, arrays['input'])
-  names = (swin.TABLE, 'stage1_0/mix', 'layers.0.blocks.0.attn.')
+  names = (swin.TABLE, 'backbone/stage1_0/operator', 'layers.0.blocks.0.attn.')
   official.check_operator(
     module.apply,
     official.convert(arrays, 'param', shapes, *names),
@@ -45,7 +49,7 @@ def test_shifted_block_equals_the_official_one():
   shapes = jax.eval_shape(
     lambda x: block.init(jax.random.key(0), x, train=False), x
   )
-  names = (swin.TABLE, 'stage1_0', 'layers.0.blocks.0.')
+  names = (swin.TABLE, 'backbone/stage1_0', 'layers.0.blocks.0.')
   official.check_operator(
     apply,
     official.convert(arrays, 'param', shapes, *names),
@@ -85,20 +89,20 @@ def reference(params, image, heads, size, shift):
   out = params['attention']['out']
   attended = attended.reshape(h, w, c) @ out['kernel'] + out['bias']
 
-  mixed = np.einsum(
-    'yxmd,mt->yxdt', maps.reshape(h, w, 3 * heads, -1), params['mixing']
+  connected = np.einsum(
+    'yxmd,mt->yxdt', maps.reshape(h, w, 3 * heads, -1), params['fc_kernel']
   )
-  mixed += params['mixing_bias']
-  rolled = np.zeros((rows + 2, columns + 2, *mixed.shape[2:]), np.float32)
+  connected += params['fc_bias']
+  rolled = np.zeros((rows + 2, columns + 2, *connected.shape[2:]), np.float32)
   for pixel in pixels:
     y, x = place[pixel]
-    rolled[y + 1, x + 1] = mixed[pixel]
+    rolled[y + 1, x + 1] = connected[pixel]
   result = params['alpha'] * attended
   for pixel in pixels:
     y, x = place[pixel]
     patch = rolled[y : y + 3, x : x + 3]
     for channel in range(c):
-      kernel = params['shifts'][..., channel]
+      kernel = params['depthwise_kernel'][..., channel]
       convolved = (patch[:, :, channel // heads] * kernel).sum()
       result[pixel][channel] += params['beta'] * convolved
   return result
@@ -143,5 +147,5 @@ def test_errors_say_what_works():
     init(window_attention.WindowAttention(10, 3), 1, 7, 7, 10)
   with pytest.raises(ValueError, match='8x7 map is not made of whole windows'):
     init(window_attention.WindowAttention(8, 2), 1, 8, 7, 8)
-  with pytest.raises(ValueError, match="mix='conv'; 'attention', 'acmix'"):
-    layer(8, 2, 7, shifted=False, mix='conv')
+  with pytest.raises(ValueError, match="operator='conv'; 'attention', 'acmix'"):
+    layer(8, 2, 7, shifted=False, operator='conv')

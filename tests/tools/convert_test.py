@@ -57,10 +57,8 @@ def test_fields_of_the_model_are_taken(state_dict, tmp_path):
       *('--num_classes=7', '--stage_sizes=(1, 2, 4)'),
     ]
   )
-  assert acmix_jax.load_weights(target)['params']['head']['kernel'].shape == (
-    1024,
-    7,
-  )
+  head = acmix_jax.load_weights(target)['params']['head']
+  assert head['dense']['kernel'].shape == (1024, 7)
 
 
 def test_entries_that_do_not_fit_are_named(state_dict, tmp_path, capsys):

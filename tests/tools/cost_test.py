@@ -60,7 +60,7 @@ def test_stages_of_a_small_model_are_those_counted_by_hand():
     num_classes=10,
   )
   fine, coarse = 32 * 32, 16 * 16
-  # Stage 2: position, attention over 9 keys, mixing of 6 maps, shifts.
+  # Stage 2: position, attention over 9 keys, 6 maps to 9, shifts.
   first = cost.Stages(
     3 * 8 * 8 * fine, (2 * 4 + 2 * 9 * 8 + 6 * 9 * 4 + 9 * 9 * 8) * fine
   )
@@ -75,7 +75,10 @@ def test_stages_of_a_small_model_are_those_counted_by_hand():
     + 64 * 10
   )
   counted = cost.count(model, 32)
-  assert counted.layers == {'stage1_0/mix': first, 'stage2_0/mix': second}
+  assert counted.operators == {
+    'backbone/stage1_0/operator': first,
+    'backbone/stage2_0/operator': second,
+  }
   assert counted.macs == sum(first) + sum(second) + others
   assert counted.table1 == (
     first.stage1 + second.stage1,
@@ -88,14 +91,16 @@ def test_a_convolution_is_divided_into_projections_and_shifts():
     acmix_jax.create_model('resnet26', stage_sizes=(1,), width=8), (64, 96)
   )
   pixels = 16 * 24
-  assert counted.layers == {'stage1_0/mix': (9 * 8 * 8 * pixels, 0)}
+  assert counted.operators == {
+    'backbone/stage1_0/operator': (9 * 8 * 8 * pixels, 0)
+  }
   assert counted.table1 == (9 * 8 * 8 * pixels, 9 * 8 * pixels)
 
 
 def test_the_implementation_does_not_change_the_count():
   name, size = 'resnet26_acmix', (128, 160)
   shifts = acmix_jax.create_model(name, convolution_implementation='shifts')
-  assert cost.count(shifts, size).layers == cost.count(name, size).layers
+  assert cost.count(shifts, size).operators == cost.count(name, size).operators
 
 
 def test_json_holds_the_figures_of_each_model(capsys):
@@ -121,6 +126,12 @@ def test_the_table_states_where_the_paper_differs(capsys):
   assert san.endswith('0.72')
   assert 'san19: the paper prints 0.72 for stage II' in note
   assert '0.56 (-0.16)' in note
+
+
+def test_the_paper_is_compared_at_its_own_size_alone(capsys):
+  assert not cost.main(['san19', '--image_size=256'])
+  *_, row = capsys.readouterr().out.splitlines()
+  assert row.split()[0] == 'san19' and row.split()[-2:] == ['-', '-']
 
 
 @pytest.mark.parametrize(

@@ -1,53 +1,43 @@
 """PVT-Tiny/Small with spatial-reduction attention or ACmix.
 
-Source: whai362/PVT classification/pvt.py. Differs: position embeddings are
-resized whenever the map is not theirs (the source compares the number of pixels
-alone, with that of the first stage). The paper gives figures of PVT-ACmix but
-no code was published: our reading is described in
-nn/spatial_reduction_attention.py.
+Source: whai362/PVT classification/pvt.py. Here position embeddings are resized
+whenever the map is not theirs (the source compares the number of pixels alone,
+with that of the first stage). The paper gives figures of PVT-ACmix but no code
+was published: our reading is described in nn/spatial_reduction_attention.py.
 """
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
+from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import (
   acmix,
   checks,
-  remat,
+  layers,
   spatial_reduction_attention,
   transformer,
 )
-from acmix_jax.ops import xla_cpu
 
-_EPSILON = 1e-6
+EPSILON = 1e-6  # of the norms
 
 
-class PVT(nn.Module):
-  """A pyramid of transformers with a class token in the last stage.
+class PVT(backbone.Backbone):
+  """A pyramid of transformers.
 
   Attributes:
-    stage_sizes: blocks of each stage.
-    mix: 'attention' or 'acmix'.
-    num_classes: outputs of the classifier.
-    image_size: side of the images whose grid the position embeddings have; at
+    image_size: Side of the images whose grid the position embeddings have; at
       other sizes they are interpolated.
-    patch_size: side of the first stage's patches; later ones have 2.
-    widths: channels in each stage.
-    num_heads: heads in each stage.
-    mlp_ratios: hidden features of the perceptrons for each channel.
-    reductions: side of the patches that become one key, in each stage.
-    kernel_conv: side of ACmix's shift convolution.
-    drop_path: of the last block; the first has 0.
-    dtype: of the computation; logits are float32.
-    param_dtype: of the parameters.
-    remat: what is kept of a block for its gradient; see `remat.apply_blocks`.
-    convolution_implementation: of `ops.shift_convolution`.
+    patch_size: Side of the first stage's patches; later ones have 2.
+    widths: Channels in each stage.
+    num_heads: Heads in each stage.
+    mlp_ratios: Hidden features of the MLPs / channels, in each stage.
+    reductions: Side of the patches that become one key, in each stage.
+    kernel_conv: Side of ACmix's shift convolution.
+    drop_path: Probability that an image skips a branch of the last block; it
+      grows from 0 at the first block in equal steps.
+    convolution_implementation: Implementation of `ops.shift_convolution`.
   """
 
-  stage_sizes: tuple[int, ...]
-  mix: str = 'attention'
-  num_classes: int = 1000
   image_size: int = 224
   patch_size: int = 4
   widths: tuple[int, ...] = (64, 128, 320, 512)
@@ -56,86 +46,103 @@ class PVT(nn.Module):
   reductions: tuple[int, ...] = (8, 4, 2, 1)
   kernel_conv: int = 3
   drop_path: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-  remat: str = 'none'
   convolution_implementation: str = 'auto'
 
+  @property
+  def strides(self) -> dict[str, int]:
+    """Pixels of the image between pixels of each stage."""
+    return self._by_stage(
+      self.patch_size * 2**i for i in range(len(self.stage_sizes))
+    )
+
+  @property
+  def channels(self) -> dict[str, int]:
+    """Channels of each stage."""
+    return self._by_stage(self.widths)
+
   def setup(self):
-    checks.check_choice('PVT', 'remat', self.remat, remat.REMATS)
-    checks.check_stages(
-      'PVT',
-      self.stage_sizes,
+    self._check_fields(
       widths=self.widths,
       num_heads=self.num_heads,
       mlp_ratios=self.mlp_ratios,
       reductions=self.reductions,
     )
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    rates = iter(transformer.drop_path_rates(self.drop_path, self.stage_sizes))
-    side = self.image_size
-    for stage, size in enumerate(self.stage_sizes):
-      width, patch = self.widths[stage], 2 if stage else self.patch_size
-      side //= patch
-      embed = transformer.PatchEmbed(width, patch, **dtypes)
-      blocks = [
-        transformer.Block(
-          self._mixing_layer(stage, **dtypes),
-          self.mlp_ratios[stage],
-          float(next(rates)),
-          _EPSILON,
-          **dtypes,
-        )
-        for _ in range(size)
-      ]
-      name = f'position{stage + 1}'
-      setattr(self, name, self._embedding(name, side, side, width))
-      setattr(self, f'embed{stage + 1}', embed)
-      setattr(self, f'stage{stage + 1}', blocks)
-    self.token = self._embedding('token', self.widths[-1])
-    self.token_position = self._embedding('token_position', self.widths[-1])
-    self.norm = nn.LayerNorm(_EPSILON, **dtypes)
-    self.head = transformer.Linear(self.num_classes, **dtypes)
+    rates = transformer.drop_path_rates(self.drop_path, self.stage_sizes)
 
-  def features(
-    self, x: jax.Array, *, train: bool = False
+    def make_block(stage, i):
+      return transformer.Block(
+        self._make_operator(stage, **dtypes),
+        self.mlp_ratios[stage],
+        rates[stage][i],
+        EPSILON,
+        **dtypes,
+        name=f'stage{stage + 1}_{i}',
+      )
+
+    self.embeds = [
+      transformer.PatchEmbed(
+        width, 2 if stage else self.patch_size, **dtypes, name=f'{name}_embed'
+      )
+      for stage, (name, width) in enumerate(self.channels.items())
+    ]
+    self.positions = [
+      self._position(name, width) for name, width in self.channels.items()
+    ]
+    self.blocks = [
+      [make_block(stage, i) for i in range(size)]
+      for stage, size in enumerate(self.stage_sizes)
+    ]
+
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    token: jax.Array | None = None,
+    train: bool = False,
   ) -> dict[str, jax.Array]:
     """Maps images [b, h, w, 3] to {'stage1': [b, h/4, w/4, c], ...}.
 
-    Without the class token and the last norm, as in the source's detectors.
     Pixels that do not fill a patch are dropped.
+
+    Args:
+      images: Normalised images [b, h, w, 3].
+      token: Class token [c], put in front of the last stage's sequence; the
+        result then has an entry 'token' [b, c]. None: no token, as in the
+        source's detectors.
+      train: Whether to drop paths.
     """
-    return self._stages(x, train, classify=False)[0]
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps normalised images [b, h, w, 3] to float32 logits [b, classes]."""
-    _, x = self._stages(x, train, classify=True)
-    return self.head(self.norm(x[:, 0])).astype(jnp.float32)
-
-  def _stages(self, x, train, *, classify):
-    """The maps of all stages, and the last as a sequence after the token."""
-    checks.check_map('PVT', x)
-    x = x.astype(self.dtype)
-    stages = {}
-    for stage in range(1, len(self.stage_sizes) + 1):
-      x = getattr(self, f'embed{stage}')(x)
-      position = _resized(getattr(self, f'position{stage}'), x)
-      x = xla_cpu.add_to_each(x, position)
-      grid = x.shape[1:3]
+    checks.check_map('PVT', images)
+    x, stages = images.astype(self.dtype), {}
+    for stage, (name, embed, position) in enumerate(
+      zip(self.channels, self.embeds, self.positions, strict=True), start=1
+    ):
+      x = embed(x)
+      x = layers.add_to_each(x, _resized(position, x))
       y = x.reshape(len(x), -1, x.shape[-1])
-      if classify and stage == len(self.stage_sizes):
-        token = (self.token + self.token_position).astype(x.dtype)
-        token = jnp.broadcast_to(token, (len(x), 1, token.size))
-        y = jnp.concatenate([token, y], axis=1)
-      y = remat.apply_blocks(self, f'stage{stage}', y, grid, train=train)
-      x = y[:, y.shape[1] - grid[0] * grid[1] :].reshape(x.shape)
-      stages[f'stage{stage}'] = x
-    return stages, y
+      tokens = int(token is not None and stage == len(self.stage_sizes))
+      if tokens:
+        first = token.astype(x.dtype)
+        first = jnp.broadcast_to(first, (len(x), 1, token.size))
+        y = jnp.concatenate([first, y], axis=1)
+      trains = self._trains(stage, train)
+      y = self._apply_blocks(stage, y, grid=x.shape[1:3], train=trains)
+      y = self._output(stage, y)
+      stages[name] = x = y[:, tokens:].reshape(x.shape)
+    if token is not None:
+      stages['token'] = y[:, 0]
+    return stages
 
-  def _embedding(self, name, *shape):
-    return self.param(name, transformer.NORMAL, shape, self.param_dtype)
+  def _position(self, name, width):
+    side = self.image_size // self.strides[name]
+    return self.param(
+      f'{name}_position',
+      transformer.NORMAL,
+      (side, side, width),
+      self.param_dtype,
+    )
 
-  def _mixing_layer(self, stage, **dtypes):
+  def _make_operator(self, stage, **dtypes):
     attention = spatial_reduction_attention.SpatialReductionAttention(
       self.widths[stage],
       self.num_heads[stage],
@@ -143,8 +150,8 @@ class PVT(nn.Module):
       parent=None,
       **dtypes,
     )
-    return acmix.with_mix(
-      self.mix,
+    return acmix.make_operator(
+      self.operator,
       attention,
       kernel_size=self.kernel_conv,
       implementation=self.convolution_implementation,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from acmix_jax.ops import windows
+from acmix_jax.ops import cost_marks, windows
 from acmix_jax.ops.local_attention import geometry
 
 
@@ -35,8 +35,7 @@ def attend(
 def _unfold(problem, x):
   """Copies each query's window: [b, ho, wo, n, d, k * k]."""
   x = x.reshape(*x.shape[:3], -1)
-  # A convolution that only copies: tools.cost skips it by this name.
-  with jax.named_scope('unfold'):
+  with jax.named_scope(cost_marks.COPY):
     x = lax.conv_general_dilated_patches(
       windows.reflect(x, problem.reach),
       filter_shape=(problem.kernel_size,) * 2,

@@ -1,27 +1,36 @@
-"""How PyTorch's arrays are turned into ours."""
+"""How PyTorch's arrays are turned into ours.
+
+A layout maps (official array, our shape) to our array. An array that cannot be
+of our shape keeps another one, which the conversion reports.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 
+Shape = tuple[int, ...]
 
-def same(x: np.ndarray) -> np.ndarray:
+
+def same(x: np.ndarray, shape: Shape) -> np.ndarray:
   """Vectors and tables."""
+  del shape
   return x
 
 
-def scalar(x: np.ndarray) -> np.ndarray:
+def scalar(x: np.ndarray, shape: Shape) -> np.ndarray:
   """[1] -> []."""
-  return x.reshape(())
+  return x.reshape(shape) if x.size == 1 else x
 
 
-def conv(x: np.ndarray) -> np.ndarray:
+def conv(x: np.ndarray, shape: Shape) -> np.ndarray:
   """[out, in, kh, kw] -> [kh, kw, in, out]."""
+  del shape
   return x.transpose(2, 3, 1, 0)
 
 
-def dense(x: np.ndarray) -> np.ndarray:
+def dense(x: np.ndarray, shape: Shape) -> np.ndarray:
   """[out, in] or the 1x1 convolution [out, in, 1, 1] -> [in, out]."""
+  del shape
   return x.reshape(x.shape[:2]).T
 
 
@@ -43,12 +52,13 @@ def norm(ours: str, official: str) -> list:
   ]
 
 
-def mix(ours: str, official: str) -> list:
+def hybrid(ours: str, official: str) -> list:
   """Rows of what ACmix adds to an attention."""
+  depthwise = f'{official}.dep_conv.weight'
   return [
     (f'params/{ours}/alpha', f'{official}.rate1', scalar),
     (f'params/{ours}/beta', f'{official}.rate2', scalar),
-    (f'params/{ours}/mixing', f'{official}.fc.weight', dense),
-    (f'params/{ours}/mixing_bias', f'{official}.fc.bias', same),
-    (f'params/{ours}/shifts', f'{official}.dep_conv.weight', conv),
+    (f'params/{ours}/fc_kernel', f'{official}.fc.weight', dense),
+    (f'params/{ours}/fc_bias', f'{official}.fc.bias', same),
+    (f'params/{ours}/depthwise_kernel', depthwise, conv),
   ]

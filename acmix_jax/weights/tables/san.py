@@ -4,29 +4,38 @@ Source: hszhao/SAN model/san.py. SAN-ACmix has no official weights; its own
 parameters take the names they have in the official ACmix-ResNet.
 """
 
-from acmix_jax.weights.tables.layouts import dense, layer, mix, norm, same
+from acmix_jax.weights.tables.layouts import dense, hybrid, layer, norm, same
 
-_BLOCK = r'stage(\d)_(\d+)/'
-# Attention alone has the names of ACmix's attention path.
-_MIX = _BLOCK + r'mix/(?:attention/)?'
-_LAYER = r'layer\1.\2.'
-_WEIGHTS = _LAYER + 'sam.conv_w.'
+
+def _blocks(ours: str, number: int) -> list:
+  """Rows of the blocks of a stage, the official one of that number."""
+  block, official = rf'backbone/{ours}_(\d+)/', rf'layer{number}.\1.'
+  # Attention alone has the names of ACmix's attention path.
+  attention = block + r'operator/(?:attention/)?'
+  weights = official + 'sam.conv_w.'
+  return [
+    *norm(block + r'norm(\d)', official + r'bn\2'),
+    *layer(block + 'dense', official + 'conv'),
+    *hybrid(block + 'operator', official + 'sam'),
+    *layer(attention + 'query', official + 'sam.conv1'),
+    *layer(attention + 'key', official + 'sam.conv2'),
+    *layer(attention + 'value', official + 'sam.conv3'),
+    *norm(attention + 'norm1', weights + '0'),
+    (f'params/{attention}kernel1', weights + '2.weight', dense),
+    *norm(attention + 'norm2', weights + '3'),
+    (f'params/{attention}kernel2', weights + '5.weight', dense),
+    (f'params/{attention}bias2', weights + '5.bias', same),
+  ]
+
 
 TABLE = [
-  *layer('stem_conv', 'conv_in'),
-  *norm('stem_norm', 'bn_in'),
-  *layer(r'conv(\d)', r'conv\1'),
-  *norm(r'norm(\d)', r'bn\1'),
-  *norm(_BLOCK + r'norm(\d)', _LAYER + r'bn\3'),
-  *layer(_BLOCK + 'dense', _LAYER + 'conv'),
-  *mix(_BLOCK + 'mix', _LAYER + 'sam'),
-  *layer(_MIX + 'query', _LAYER + 'sam.conv1'),
-  *layer(_MIX + 'key', _LAYER + 'sam.conv2'),
-  *layer(_MIX + 'value', _LAYER + 'sam.conv3'),
-  *norm(_MIX + 'norm1', _WEIGHTS + '0'),
-  (f'params/{_MIX}kernel1', _WEIGHTS + '2.weight', dense),
-  *norm(_MIX + 'norm2', _WEIGHTS + '3'),
-  (f'params/{_MIX}kernel2', _WEIGHTS + '5.weight', dense),
-  (f'params/{_MIX}bias2', _WEIGHTS + '5.bias', same),
-  *layer('head', 'fc'),
+  *layer('backbone/stem_conv1', 'conv_in'),
+  *norm('backbone/stem_norm1', 'bn_in'),
+  *layer('backbone/stem_conv2', 'conv0'),
+  *_blocks('stem', 0),
+  *norm('backbone/stem_norm2', 'bn0'),
+  *layer(r'backbone/stage(\d)_conv', r'conv\1'),
+  *[row for number in range(1, 5) for row in _blocks(f'stage{number}', number)],
+  *norm(r'backbone/stage(\d)_norm', r'bn\1'),
+  *layer('head/dense', 'fc'),
 ]

@@ -9,7 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from acmix_jax.weights.tables.layouts import conv, layer, mix, norm, same
+from acmix_jax.weights.tables.layouts import (
+  conv,
+  hybrid,
+  layer,
+  norm,
+  same,
+)
 
 _TIMM = [
   (r'^head\.fc\.', 'head.'),
@@ -50,18 +56,19 @@ def _merging(stage: int) -> str:
 
 def _stage(number: int) -> list:
   """Rows of our stage `number`, which is the source's `number` - 1."""
-  block = rf'stage{number}_(\d+)/'
+  stage = f'backbone/stage{number}_'
+  block = stage + r'(\d+)/'
   # Attention alone has the names of ACmix's attention path.
-  attention = block + r'mix/(?:attention/)?'
+  attention = block + r'operator/(?:attention/)?'
   official = rf'layers.{number - 1}.blocks.\1.'
   bias = official + 'attn.relative_position_bias_table'
   merging = _merging(number - 2)
   return [
-    *norm(f'merge{number}/norm', merging + 'norm'),
-    *layer(f'merge{number}/dense', merging + 'reduction'),
+    *norm(stage + 'merge/norm', merging + 'norm'),
+    *layer(stage + 'merge/dense', merging + 'reduction'),
     *norm(block + r'norm(\d)', official + r'norm\2'),
-    *layer(block + r'dense(\d)', official + r'mlp.fc\2'),
-    *mix(block + 'mix', official + 'attn'),
+    *layer(block + r'mlp/fc(\d)', official + r'mlp.fc\2'),
+    *hybrid(block + 'operator', official + 'attn'),
     *layer(attention + 'query_key_value', official + 'attn.qkv'),
     *layer(attention + 'out', official + 'attn.proj'),
     (f'params/{attention}bias', bias, same),
@@ -69,9 +76,9 @@ def _stage(number: int) -> list:
 
 
 TABLE = [
-  *layer('embed/conv', 'patch_embed.proj', conv),
-  *norm('embed/norm', 'patch_embed.norm'),
+  *layer('backbone/stage1_embed/conv', 'patch_embed.proj', conv),
+  *norm('backbone/stage1_embed/norm', 'patch_embed.norm'),
   *[row for number in range(1, 5) for row in _stage(number)],
-  *norm('norm', 'norm'),
-  *layer('head', 'head'),
+  *norm('head/norm', 'norm'),
+  *layer('head/dense', 'head'),
 ]

@@ -1,9 +1,11 @@
 """The PVTs against the official models."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from acmix_jax.models.backbones import pvt
 from tests.fixtures import official
@@ -33,8 +35,23 @@ def test_features_leave_out_the_class_token():
     return maps['stage2'], model.apply({'params': params}, x)
 
   params = jax.jit(model.init)(jax.random.key(0), x)['params']
-  token = jax.random.normal(jax.random.key(2), params['token'].shape)
+  head = params['head']
+  token = jax.random.normal(jax.random.key(2), head['token'].shape)
   maps, logits = run(params)
-  same_maps, other_logits = run({**params, 'token': token})
+  same_maps, other_logits = run({**params, 'head': {**head, 'token': token}})
   np.testing.assert_array_equal(maps, same_maps)
   assert np.abs(logits - other_logits).max() > 1e-2
+
+
+def test_a_token_is_an_entry_of_its_own_and_no_parameter():
+  model, x = models_test.tiny('pvt_tiny')
+  backbone, token = model.backbone, jnp.zeros(32)
+  variables = jax.eval_shape(backbone.init, jax.random.key(0), x)
+  names = traverse_util.flatten_dict(variables['params'], sep='/')
+  assert all(name.startswith(('stage1_', 'stage2_')) for name in names)
+  maps = jax.eval_shape(backbone.apply, variables, x)
+  with_token = jax.eval_shape(
+    lambda *args: backbone.apply(*args, token=token), variables, x
+  )
+  assert with_token.pop('token').shape == (4, 32)
+  chex.assert_trees_all_equal_shapes(maps, with_token)

@@ -18,7 +18,7 @@ def test_attention_takes_the_weights_of_acmix_without_the_convolution():
   }
   variables = acmix_jax.from_torch('resnet26_attention', attention)
   np.testing.assert_array_equal(
-    variables['params']['stage1_0']['mix']['query']['kernel'],
+    variables['params']['backbone']['stage1_0']['operator']['query']['kernel'],
     state_dict['layer1.0.conv2.conv1.weight'][:, :, 0, 0].T,
   )
 
@@ -29,6 +29,7 @@ def test_shift_kernels_survive_the_construction_of_the_model():
   )
   params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
   for stage in ('stage1_0', 'stage2_0'):
-    shifts = np.asarray(params[stage]['mix']['shifts'])
+    operator = params['backbone'][stage]['operator']
+    shifts = np.asarray(operator['depthwise_kernel'])
     assert set(np.unique(shifts)) == {0, 1}
     assert (shifts.sum(axis=(0, 1)) == 1).all()

@@ -1,0 +1,89 @@
+"""What all backbones have in common."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from acmix_jax.nn import checks, remat
+
+
+class Backbone(nn.Module, kw_only=True):
+  """Base of the backbones: images [b, h, w, 3] to maps of several stages.
+
+    backbone(images, train=False)  # {'stage1': [b, h/4, w/4, c], ...}
+
+  A subclass names its modules and parameters by stage: stem_*, stage1_*, ...,
+  the blocks of a stage stage1_0, stage1_1, ...
+
+  Attributes:
+    stage_sizes: Blocks of each stage.
+    operator: Operator of the blocks: 'attention' or 'acmix'.
+    frozen_stages: Number of first stages, with the stem, that get no gradient
+      and run as in evaluation; 0: all train, the stem too.
+    dtype: Computation dtype.
+    param_dtype: Parameter dtype.
+    remat: What is kept of a block for its gradient; see `remat.apply_blocks`.
+  """
+
+  stage_sizes: tuple[int, ...]
+  operator: str = 'attention'
+  frozen_stages: int = 0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+
+  @property
+  def strides(self) -> dict[str, int]:
+    """Pixels of the image between pixels of each stage."""
+    raise NotImplementedError
+
+  @property
+  def channels(self) -> dict[str, int]:
+    """Channels of each stage."""
+    raise NotImplementedError
+
+  def frozen_parameters(self) -> str:
+    """Regular expression of the whole names of frozen parameters, or ''.
+
+    Names are relative to the backbone, as 'stage1_0/conv1/kernel'.
+    """
+    patterns = self._frozen_patterns()
+    return f'({"|".join(patterns)})' if patterns else ''
+
+  def _frozen_patterns(self) -> list[str]:
+    if not self.frozen_stages:
+      return []
+    numbers = '|'.join(map(str, range(1, self.frozen_stages + 1)))
+    return [f'(stem|stage({numbers}))_.*']
+
+  def _check_fields(self, **by_stage: tuple):
+    """Raises ValueError for a value of the shared fields that cannot work.
+
+    Args:
+      **by_stage: Fields with one value for each stage.
+    """
+    name = type(self).__name__
+    checks.check_choice(name, 'remat', self.remat, remat.REMATS)
+    checks.check_stages(name, self.stage_sizes, **by_stage)
+    if not 0 <= self.frozen_stages <= len(self.stage_sizes):
+      raise ValueError(
+        f'{name}: frozen_stages={self.frozen_stages}; 0 to '
+        f'{len(self.stage_sizes)} are allowed, the number of its stages.'
+      )
+
+  def _trains(self, stage: int, train: bool) -> bool:
+    """Whether a stage (0: the stem) runs as in training."""
+    return train and (stage > self.frozen_stages or not self.frozen_stages)
+
+  def _apply_blocks(self, stage: int, x: jax.Array, **context) -> jax.Array:
+    """Applies the blocks of a stage; `self.blocks` has them by stage."""
+    return remat.apply_blocks(
+      self, lambda model: model.blocks[stage - 1], x, **context
+    )
+
+  def _output(self, stage: int, x: jax.Array) -> jax.Array:
+    """A stage's map, which passes no gradient on if the stage is frozen."""
+    return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
+  def _by_stage(self, values) -> dict[str, int]:
+    return {f'stage{i}': value for i, value in enumerate(values, start=1)}
