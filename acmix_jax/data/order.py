@@ -48,6 +48,7 @@ class TrainOrder:
     self._members = _members(source)
     self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
     sizes = [len(members) for members in self._members]
+    # By canvas: batches in an epoch, and positions in a pass.
     if len(sizes) == 1:
       self._batches, self._lengths = (max(1, sizes[0] // batch_size),), sizes
     else:

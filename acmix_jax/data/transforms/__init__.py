@@ -1,8 +1,9 @@
 """Transforms of one example: `transform(example, rng) -> example`.
 
 An example is a dict with `image`, once decoded uint8 RGB [h, w, 3], and
-whatever belongs to it. A transform returns a new dict. Everything random comes
-from the `rng` that is passed in.
+whatever belongs to it. A transform returns a new dict. One that moves pixels
+moves the other arrays with them, and refuses those that it does not know.
+Everything random comes from the `rng` that is passed in.
 """
 
 from acmix_jax.data.transforms.image import (
