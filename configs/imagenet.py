@@ -27,16 +27,15 @@ def resnet(
   config.model.stem = 'imagenet'
   config.model.num_heads = 4
   config.model.kernel_att = 7  # side of the attention window
-  # Groups of the batch with batch statistics of their own. 1: the whole batch
-  # shares them; 8: the paper's 8 GPUs of 32 images.
-  config.model.norm_groups = 1
-  # Implementation of local attention: 'auto', 'patches', 'tiles', 'pallas'.
+  _add_batch_norm(config.model)
+  # Implementation of local attention: 'auto', 'pallas', 'cpu_kernel', 'tiles'
+  # or 'patches'.
   config.model.attention_implementation = 'auto'
   return config
 
 
 def san(
-  name: str, *, stage_sizes: tuple[int, ...]
+  name: str, *, stem_size: int, stage_sizes: tuple[int, ...]
 ) -> ml_collections.ConfigDict:
   """SAN-10/15/19 on ImageNet-1k, 100 epochs of 256 images.
 
@@ -45,12 +44,16 @@ def san(
 
   Args:
     name: registered name of the model.
-    stage_sizes: blocks of each stage, the stem's first.
+    stem_size: blocks of the stem.
+    stage_sizes: blocks of each stage.
   """
   config = _classification(name, stage_sizes)
-  config.model.widths = (64, 256, 512, 1024, 2048)  # channels of each stage
-  config.model.kernel_sizes = (3, 7, 7, 7, 7)  # side of the attention windows
-  config.model.norm_groups = 1  # see resnet
+  config.model.widths = (256, 512, 1024, 2048)  # channels of each stage
+  config.model.kernel_sizes = (7, 7, 7, 7)  # side of the attention windows
+  config.model.stem_size = stem_size  # blocks of the stem
+  config.model.stem_width = 64  # channels of the stem
+  config.model.stem_kernel_size = 3  # side of the stem's attention windows
+  _add_batch_norm(config.model)
   config.optim.warmup_epochs = 0.0
   return config
 
@@ -109,7 +112,7 @@ def swin(
   config.model.mlp_ratio = 4.0  # hidden features of the MLP / channels
   config.optim.warmup_epochs = 20.0
   # Norms, biases, among them the tables of relative positions, and the weights
-  # of ACmix's two paths; the mixing and the shifts do decay.
+  # of ACmix's two paths; the kernels of its convolution path do decay.
   config.optim.groups.no_decay.pattern = '(bias|scale|alpha|beta)$'
   config.optim.clip_norm = 5.0
   return config
@@ -148,6 +151,16 @@ def _transformer(
   return config
 
 
+def _add_batch_norm(model: ml_collections.ConfigDict) -> None:
+  """Adds the fields of BatchNorm to those of a model."""
+  # Groups of the batch with batch statistics of their own. 1: the whole batch
+  # shares them; 8: the paper's 8 GPUs of 32 images.
+  model.norm_groups = 1
+  # 'batch': batch statistics; 'running': running statistics, scale and bias are
+  # trained; 'frozen': neither changes.
+  model.batch_norm = 'batch'
+
+
 def _classification(
   name: str, stage_sizes: tuple[int, ...]
 ) -> ml_collections.ConfigDict:
@@ -158,13 +171,16 @@ def _classification(
   config.model.name = name
   config.model.num_classes = 1000
   config.model.stage_sizes = stage_sizes  # blocks of each stage
+  # First stages that are not trained, with the stem; 0: all are trained.
+  config.model.frozen_stages = 0
   config.model.kernel_conv = 3  # side of ACmix's shift convolution
   config.model.dtype = 'float32'  # computation; 'bfloat16' is faster
   config.model.param_dtype = 'float32'
   # What the gradient computes again, to save memory: 'none', all but the
   # 'products', or each whole 'block'.
   config.model.remat = 'none'
-  # Implementation of the shift convolution: 'auto', 'shifts', 'channels', ...
+  # Implementation of the shift convolution: 'auto', 'cpu_kernel',
+  # 'grouped', 'channels' or 'shifts'.
   config.model.convolution_implementation = 'auto'
 
   config.data.image_size = 224  # px

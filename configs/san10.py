@@ -13,4 +13,4 @@ from configs import imagenet
 
 def get_config():
   """The recipe."""
-  return imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))
+  return imagenet.san('san10', stem_size=2, stage_sizes=(1, 2, 4, 1))

@@ -15,4 +15,4 @@ from configs import imagenet
 
 def get_config():
   """The recipe."""
-  return imagenet.san('san10_acmix', stage_sizes=(2, 1, 2, 4, 1))
+  return imagenet.san('san10_acmix', stem_size=2, stage_sizes=(1, 2, 4, 1))

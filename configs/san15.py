@@ -13,4 +13,4 @@ from configs import imagenet
 
 def get_config():
   """The recipe."""
-  return imagenet.san('san15', stage_sizes=(3, 2, 3, 5, 2))
+  return imagenet.san('san15', stem_size=3, stage_sizes=(2, 3, 5, 2))

@@ -15,4 +15,4 @@ from configs import imagenet
 
 def get_config():
   """The recipe."""
-  return imagenet.san('san15_acmix', stage_sizes=(3, 2, 3, 5, 2))
+  return imagenet.san('san15_acmix', stem_size=3, stage_sizes=(2, 3, 5, 2))

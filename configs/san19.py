@@ -13,4 +13,4 @@ from configs import imagenet
 
 def get_config():
   """The recipe."""
-  return imagenet.san('san19', stage_sizes=(3, 3, 4, 6, 3))
+  return imagenet.san('san19', stem_size=3, stage_sizes=(3, 4, 6, 3))

@@ -19,12 +19,13 @@ CHOSEN = {
 
 
 def _fields(model):
-  """Values of a model's fields; the name of the model implies its `mix`."""
+  """Values of a model's fields; its name implies `operator`."""
   fields = {
-    field.name: getattr(model, field.name)
-    for field in dataclasses.fields(model)
-    if field.name not in ('name', 'parent', 'mix')
+    field.name: getattr(model.backbone, field.name)
+    for field in dataclasses.fields(model.backbone)
+    if field.name not in ('name', 'parent', 'operator')
   }
+  fields['num_classes'] = model.head.num_classes
   for name in ('dtype', 'param_dtype'):
     fields[name] = jnp.dtype(fields[name]).name
   return fields
@@ -56,7 +57,7 @@ def test_model_fields_and_defaults_are_listed(name):
         'stage_sizes': (1,),
       },
     ),
-    ('san10_acmix', {'widths': (32, 64, 64, 64, 64), 'kernel_conv': 5}),
+    ('san10_acmix', {'widths': (32, 64, 64, 64), 'kernel_conv': 5}),
     ('pvt_tiny_acmix', {'reductions': (4, 4, 2, 1), 'drop_path': 0.5}),
     ('swin_tiny', {'window_size': 8, 'num_heads': (1, 2, 4, 8)}),
     ('digits_acmix', {'num_heads': 2, 'param_dtype': 'bfloat16'}),

@@ -57,7 +57,7 @@ def test_transformers_have_the_rates_of_timm(config, warmup_epochs):
 
 
 def test_san_follows_a_cosine_to_zero_without_warmup():
-  config = imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))
+  config = imagenet.san('san10', stem_size=2, stage_sizes=(1, 2, 4, 1))
   assert config.train.num_epochs == 100
   epochs = np.arange(101)
   # torch's CosineAnnealingLR with T_max = 100.
@@ -122,7 +122,7 @@ def test_acmix_trains_as_its_baseline():
 
 def test_recipes_have_the_augmentation_of_their_sources():
   resnet = imagenet.resnet('resnet50', stage_sizes=(3, 4, 6, 3))
-  san = imagenet.san('san10', stage_sizes=(2, 1, 2, 4, 1))
+  san = imagenet.san('san10', stem_size=2, stage_sizes=(1, 2, 4, 1))
   pvt = imagenet.pvt('pvt_tiny', stage_sizes=(2, 2, 2, 2))
   tiny = importlib.import_module('configs.swin_tiny').get_config()
   small = importlib.import_module('configs.swin_small').get_config()

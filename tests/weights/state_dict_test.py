@@ -126,7 +126,8 @@ def test_all_that_does_not_fit_is_named(state_dict):
   assert str(error.value).split('\n')[1:] == [
     '1 missing: layer2.0.conv2.rate1',
     '1 extra: layer9.conv.weight',
-    '1 of another shape: fc.weight (10, 512), params/head/kernel is (512, 512)',
+    '1 of another shape: fc.weight (10, 512), '
+    'params/head/dense/kernel is (512, 512)',
   ]
 
 
