@@ -68,7 +68,7 @@ def _key(compiler: list[str]) -> str:
 
 
 def _compile(compiler: list[str], path: pathlib.Path):
-  logger.info('Compiling the kernels for CPU, once on this machine.')
+  logger.info('Compiling the kernels for CPU, in about 15 seconds.')
   sources = map(str, sorted(_SOURCES.glob('*.cc')))
   flags = [*_FLAGS, '-isystem', jax.ffi.include_dir()]
   # What it leaves when it is killed goes with the folder.

@@ -240,8 +240,16 @@ def _products(
     length = params['length'] if primitive == 'scan' else 1
     inners = jax.extend.core.jaxprs_in_params(params)
     by_platform = params.get('branches_platforms')
-    if by_platform:  # Each does the same in its own way; the last is for most.
-      inners = [params['branches'][-1].jaxpr]
+    if by_platform:
+      # Each does the same in its own way, on GPU by XLA's plain operations.
+      [plain] = [
+        branch.jaxpr
+        for branch, platforms in zip(
+          params['branches'], by_platform, strict=True
+        )
+        if platforms is None or 'cuda' in platforms
+      ]
+      inners = [plain]
     for inner in inners:
       found = list(_products(inner, scopes, times * length))
       unknown = primitive in ('cond', 'while') and not by_platform
