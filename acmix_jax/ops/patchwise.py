@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from acmix_jax.ops import cost_marks, sharding, windows, xla_cpu
+from acmix_jax.ops import cost_marks, sharding, windows
 
 
 def window_moments(
@@ -163,8 +163,7 @@ def _fwd(term, kernel_size, x, taps, shared):
 
   first = jax.tree.map(lambda a: a[0], taps)
   out = jax.eval_shape(term, x, first, shared)
-  zero = xla_cpu.zero(x, *jax.tree.leaves((taps, shared)))
-  total = jnp.full(out.shape, zero)
+  _, total = sharding.vary_alike(x, jnp.zeros(out.shape, jnp.float32))
   total, _ = lax.scan(add, total, (_starts(kernel_size), taps))
   return total, (x, taps, shared)
 
@@ -186,8 +185,10 @@ def _bwd(term, kernel_size, residuals, dout):
     dpadded = lax.dynamic_update_slice(dpadded, here + dshifted, start)
     return (dpadded, jax.tree.map(jnp.add, dshared, dterm_shared)), dtap
 
-  zero = xla_cpu.zero(x, *jax.tree.leaves((taps, shared)))
-  totals = jax.tree.map(lambda a: jnp.full(a.shape, zero), (padded, shared))
+  totals = jax.tree.map(
+    lambda a: jnp.zeros(a.shape, jnp.float32), (padded, shared)
+  )
+  _, totals = sharding.vary_alike(x, totals)
   steps = (_starts(kernel_size), taps)
   (dpadded, dshared), dtaps = lax.scan(add, totals, steps)
   unpad = jax.linear_transpose(
