@@ -13,7 +13,7 @@ BOTTOM = {'lookup', 'version'}
 BELOW = {
   'main': {'acmix_jax.train', 'acmix_jax.cpu_kernels'},
   'configs': set(),
-  'acmix_jax': {'models', 'nn', 'ops', 'weights'},
+  'acmix_jax': {'models', 'nn', 'ops', 'weights', 'cpu_kernels'},
   'tools': {'train', 'tasks', 'models', 'nn', 'ops', 'data', 'weights'},
   'train': {'tasks', 'models', 'nn', 'ops', 'data', 'weights'},
   'tasks': {'models', 'nn', 'ops', 'data'},
