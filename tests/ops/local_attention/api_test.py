@@ -11,7 +11,7 @@ from acmix_jax.ops import implementations, local_attention, reference
 from acmix_jax.ops.local_attention import geometry
 from tests.ops import battery
 
-NAMES = implementations.names(local_attention.IMPLEMENTATIONS)
+_, *NAMES = implementations.names(local_attention.IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize('case', battery.CASES, ids=str)
