@@ -98,7 +98,6 @@ class Classification:
 
   best_metric = 'top1'
   replaceable = r'^params/head/'
-  frozen = ''
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
@@ -143,6 +142,12 @@ class Classification:
   @functools.cached_property
   def _eval_source(self):
     return self._source(self.config.data.eval_split)
+
+  @property
+  def frozen(self) -> str:
+    """See `tasks.Task`: what the backbone does not train."""
+    pattern = self.model.backbone.frozen_parameters()
+    return f'^backbone/{pattern}$' if pattern else ''
 
   @property
   def steps_per_epoch(self) -> int:

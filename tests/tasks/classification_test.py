@@ -2,11 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from acmix_jax.tasks import classification
+from acmix_jax.train import groups
 from configs import imagenet
 
 
@@ -78,3 +80,19 @@ def test_pixels_that_cannot_be_normalised_are_refused(field, values, message):
   config.data[field] = values
   with pytest.raises(ValueError, match=message):
     classification.Classification(config)
+
+
+def test_what_the_backbone_freezes_is_no_parameter_to_train():
+  config = imagenet.resnet('resnet26', stage_sizes=(1, 1))
+  config.model.update(width=8, frozen_stages=1)
+  task = classification.Classification(config)
+  params = jax.eval_shape(task.init, jax.random.key(0))['params']
+  rules = groups.parameter_rules(params, config.optim.groups, task.frozen)
+  modules = {(path.split('/')[1], rule.frozen) for path, rule in rules.items()}
+  assert modules == {
+    ('stem_conv', True),
+    ('stem_norm', True),
+    ('stage1_0', True),
+    ('stage2_0', False),
+    ('dense', False),
+  }
