@@ -4,6 +4,8 @@ scikit-learn and TFDS take seconds to import, which every worker process would
 spend again: only the sources that need them do.
 """
 
+import logging
+
 import ml_collections
 
 from acmix_jax import lookup
@@ -21,6 +23,8 @@ __all__ = [
   'make_source',
 ]
 
+logger = logging.getLogger(__name__)
+
 _SOURCES = {
   'digits': lambda config, split: Digits(split),
   'folder': lambda config, split: Folder(config.dir, split),
@@ -36,11 +40,19 @@ def make_source(
   Args:
     config: `config.data` of an experiment.
     split: 'train' or 'validation'; 'imagenet2012' also takes parts in the
-      notation of TFDS ('train[:99%]'), 'folder' the name of any subfolder.
+      notation of TFDS ('train[:99%]'), 'folder' also 'test'.
 
   Raises:
     lookup.UnknownName: no data set has this name.
     ValueError: the split or the content of `config.dir` is not as expected.
     FileNotFoundError: nothing is at `config.dir`.
   """
-  return lookup.find(_SOURCES, config.name, 'Data set')(config, split)
+  source = lookup.find(_SOURCES, config.name, 'Data set')(config, split)
+  logger.info(
+    'Split %r: %d images of %d classes from %s.',
+    split,
+    len(source),
+    source.num_classes,
+    source.origin,
+  )
+  return source

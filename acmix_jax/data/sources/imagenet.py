@@ -1,5 +1,6 @@
 """ImageNet-1k, prepared in the storage of TFDS."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ class ImageNet(source.LabelledImages):
   array_record format.
   """
 
-  def __init__(self, directory: str, split: str):
+  def __init__(self, directory: str | os.PathLike, split: str):
     """Reads the description of the data set, and no images.
 
     Args:
@@ -29,6 +30,7 @@ class ImageNet(source.LabelledImages):
       ValueError: several were found, or its format or the split is not known.
     """
     self._directory = str(_find_prepared(directory, 'imagenet2012'))
+    self.origin = self._directory
     self._split = split
     import tensorflow_datasets as tfds
 
@@ -69,7 +71,7 @@ class ImageNet(source.LabelledImages):
     }
 
 
-def _find_prepared(directory: str, name: str) -> epath.Path:
+def _find_prepared(directory: str | os.PathLike, name: str) -> epath.Path:
   hint = (
     f'prepare one with `python -m acmix_jax.tools.prepare {name} '
     '--source=TARS --data_dir=DIR` and set data.dir to DIR'
