@@ -9,6 +9,7 @@ import logging
 import ml_collections
 
 from acmix_jax import lookup
+from acmix_jax.data import stalls
 from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
@@ -47,7 +48,9 @@ def make_source(
     ValueError: the split or the content of `config.dir` is not as expected.
     FileNotFoundError: nothing is at `config.dir`.
   """
-  source = lookup.find(_SOURCES, config.name, 'Data set')(config, split)
+  open_split = lookup.find(_SOURCES, config.name, 'Data set')
+  with stalls.watched(f'the list of files in {config.dir}'):
+    source = open_split(config, split)
   logger.info(
     'Split %r: %d images of %d classes from %s.',
     split,

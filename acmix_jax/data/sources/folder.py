@@ -2,12 +2,14 @@
 
 import logging
 import os
+import stat
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from acmix_jax.data import decode, stalls
 from acmix_jax.data.sources import listing, source, splits
 
 logger = logging.getLogger(__name__)
@@ -84,9 +86,22 @@ class Folder(source.LabelledImages):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     path = os.path.join(self._root, self._files[index])
-    with open(path, 'rb') as file:
-      image = file.read()
-    return {'image': image, 'label': self._labels[index], 'name': path}
+    return {
+      'image': _read(path),
+      'label': self._labels[index],
+      'name': path,
+    }
+
+
+def _read(path: str) -> bytes:
+  def open_at_once(path, flags):
+    # A FIFO would be waited for without end, also when the program ends.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+  with stalls.watched(path), open(path, 'rb', opener=open_at_once) as file:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+      raise decode.DecodeError(f'{path} is no regular file')
+    return file.read()
 
 
 def _find_splits(home: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from acmix_jax.data import decode
+from acmix_jax.data import decode, stalls
 from acmix_jax.data.sources import source
 
 
@@ -58,12 +58,12 @@ class ImageNet(source.LabelledImages):
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    name = f'record {index} of {self._split} in {self._directory}'
     try:
-      record = self._records[index]
+      with stalls.watched(name):
+        record = self._records[index]
     except RuntimeError as error:  # A damaged part of an array_record file.
-      raise decode.DecodeError(
-        f'record {index} of {self._split} in {self._directory}: {error}'
-      ) from error
+      raise decode.DecodeError(f'{name}: {error}') from error
     return {
       'image': record['image'],
       'label': np.int32(record['label']),
