@@ -19,7 +19,7 @@ def get_config():
 
   config.data.name = 'digits'
   config.data.image_size = 8  # as stored
-  config.data.eval_resize = 8
+  config.data.eval_resize = config.data.get_oneway_ref('image_size')
   config.data.crop_scale = (0.7, 1.0)
   config.data.flip = 0.0  # mirrored digits are no digits
 

@@ -72,9 +72,9 @@ def pvt(
     stage_sizes: blocks of each stage.
   """
   config = _transformer(name, stage_sizes, drop_path=0.1)
-  # Side of the images whose grid the position embeddings have, in pixels; they
-  # are interpolated for others.
-  config.model.image_size = 224
+  # Side of the images whose grid the position embeddings have, in pixels: that
+  # of the data where it is not set; they are interpolated for others.
+  config.model.image_size = config.data.get_oneway_ref('image_size')
   config.model.patch_size = 4  # side of the first stage's patches, in pixels
   config.model.widths = (64, 128, 320, 512)  # channels of each stage
   config.model.num_heads = (1, 2, 5, 8)  # heads of each stage
@@ -184,7 +184,11 @@ def _classification(
   config.model.convolution_implementation = 'auto'
 
   config.data.image_size = 224  # px
-  config.data.eval_resize = 256  # px, short side before the central crop
+  # px, short side before the central crop: 256 for 224, in proportion to the
+  # image size where it is not set.
+  config.data.eval_resize = (
+    config.data.get_oneway_ref('image_size') * 256 // 224
+  )
   config.data.interpolation = 'bilinear'  # or 'bicubic'
   config.data.crop_scale = (0.08, 1.0)  # crop's area / image's area
   config.data.crop_ratio = (3 / 4, 4 / 3)  # crop's width / height

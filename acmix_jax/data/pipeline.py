@@ -134,8 +134,13 @@ def train_batches(
     ValueError: an argument is out of range.
   """
   _check_arguments(source, batch_size, process_index, process_count)
-  if start_step < 0:
-    raise ValueError(f'start_step={start_step} is negative.')
+  _check_not_negative(
+    seed=seed,
+    start_step=start_step,
+    threads=threads,
+    workers=workers,
+    max_damaged=max_damaged,
+  )
   if repeats < 1:
     raise ValueError(f'repeats={repeats} is less than 1, every image once.')
   load = _LoadOrReplace(source, transform, max_damaged)
@@ -165,6 +170,7 @@ def eval_batches(
   Args and Raises: as for `train_batches`.
   """
   _check_arguments(source, batch_size, process_index, process_count)
+  _check_not_negative(threads=threads, workers=workers, max_damaged=max_damaged)
   indices, counted = order.eval_order(source, batch_size)
   load = _LoadOrBlank(source, transform, indices, counted)
   examples = grain.MapDataset.range(len(indices)).random_map(load, seed=0)
@@ -191,6 +197,12 @@ def _check_arguments(
       f'batch_size={batch_size} cannot be shared by {process_count} '
       f'processes; nearest that can: {nearest}.'
     )
+
+
+def _check_not_negative(**arguments: int) -> None:
+  for name, value in arguments.items():
+    if value < 0:
+      raise ValueError(f'{name}={value} is negative.')
 
 
 def _share(

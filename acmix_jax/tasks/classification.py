@@ -30,9 +30,11 @@ def smooth_labels(
       smoothing / K, the label that on top (timm, torch's label_smoothing).
 
   Returns:
-    [b, K] float32; rows sum to 1.
+    [b, K] float32; rows sum to 1, also where K is 1.
   """
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+  if num_classes == 1:
+    return one_hot
   if over == 'others':
     off = smoothing / (num_classes - 1)
     return one_hot * (1 - smoothing - off) + off
@@ -73,9 +75,20 @@ class Evaluator:
     )
 
   def result(self) -> dict[str, float]:
-    """Mean 'loss', 'top1', 'top5' (fractions), and 'count' of examples."""
+    """Mean 'loss', 'top1', 'top5' (fractions), and 'count' of examples.
+
+    Raises:
+      ValueError: there was no example.
+    """
+    count = int(self._metrics.loss.count)
+    if not count:
+      raise ValueError(
+        'Nothing was evaluated: no image of the evaluation split could be '
+        'read. The warnings above name them; check data.dir and '
+        'data.eval_split.'
+      )
     values = {k: float(v) for k, v in self._metrics.compute().items()}
-    return values | {'count': int(self._metrics.loss.count)}
+    return values | {'count': count}
 
 
 def _check_normalization(data: ml_collections.ConfigDict) -> None:
@@ -92,8 +105,9 @@ class Classification:
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
-    ValueError: a smoothing, normalisation or augmentation out of range, or
-      `model.num_classes` differs from what the data holds.
+    ValueError: a smoothing, normalisation, transform or augmentation out of
+      range, or what the data holds differs from `model.num_classes` or is of
+      one class.
   """
 
   best_metric = 'top1'
@@ -112,6 +126,8 @@ class Classification:
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
     _check_normalization(config.data)
+    self._train_transform = transforms.train_transform(config.data)
+    self._eval_transform = transforms.eval_transform(config.data)
     augment = config.augment
     self._erase = batch_augment.RandomErasing(augment.erasing_probability)
     self._mixup_cutmix = batch_augment.MixupCutmix(
@@ -125,6 +141,11 @@ class Classification:
   def _source(self, split: str) -> sources.LabelledImages:
     data, num_classes = self.config.data, self.config.model.num_classes
     source = sources.make_source(data, split)
+    if source.num_classes < 2:
+      raise ValueError(
+        f'Data {data.name!r} has the one class {source.class_names[0]!r} '
+        f'({source.origin}); classification needs two or more.'
+      )
     if source.num_classes != num_classes:
       raise ValueError(
         f'model.num_classes={num_classes}, but data {data.name!r} has '
@@ -161,7 +182,7 @@ class Classification:
     data = self.config.data
     return pipeline.train_batches(
       self._train_source,
-      transforms.train_transform(data),
+      self._train_transform,
       batch_size=self.config.train.batch_size,
       seed=self.config.seed,
       repeats=data.repeats,
@@ -178,7 +199,7 @@ class Classification:
     data = self.config.data
     return pipeline.eval_batches(
       self._eval_source,
-      transforms.eval_transform(data),
+      self._eval_transform,
       batch_size=self.config.eval.batch_size,
       process_index=process_index,
       process_count=process_count,

@@ -10,6 +10,7 @@ and decode at every epoch, at the price of slightly softer large crops.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from acmix_jax.data.builders import imagenet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status: 2 for wrong arguments or missing archives."""
+  """Returns the exit status: 2 for wrong arguments, or files that fail."""
   parser = argparse.ArgumentParser(
     prog='python -m acmix_jax.tools.prepare',
     description='Prepares a data set for training, without TensorFlow.',
@@ -39,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     builder = imagenet.Imagenet2012(
-      source=args.source,
+      source=os.path.expanduser(args.source),
       resize_short=args.resize_short,
-      data_dir=args.data_dir,
+      data_dir=os.path.expanduser(args.data_dir),
     )
     builder.download_and_prepare()
-  except (FileNotFoundError, ValueError) as error:
+  except (OSError, ValueError) as error:
     print(f'prepare: {error}', file=sys.stderr)
     return 2
   for name, split in builder.info.splits.items():

@@ -411,11 +411,15 @@ def test_evaluation_pads_each_canvas(process_count):
     ({'batch_size': 8, 'process_index': 1}, 'process_index=1'),
     ({'batch_size': 8, 'start_step': -1}, 'start_step=-1'),
     ({'batch_size': 8, 'repeats': 0}, 'repeats=0'),
+    ({'batch_size': 8, 'seed': -1}, 'seed=-1 is negative'),
+    ({'batch_size': 8, 'threads': -1}, 'threads=-1 is negative'),
+    ({'batch_size': 8, 'workers': -1}, 'workers=-1 is negative'),
+    ({'batch_size': 8, 'max_damaged': -1}, 'max_damaged=-1 is negative'),
   ],
 )
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.train_batches(Numbers(20), KEEP, seed=0, **arguments)
+    pipeline.train_batches(Numbers(20), KEEP, **({'seed': 0} | arguments))
 
 
 def test_empty_source_is_an_error():

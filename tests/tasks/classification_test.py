@@ -10,6 +10,7 @@ import pytest
 from acmix_jax.tasks import classification
 from acmix_jax.train import groups
 from configs import imagenet
+from tests import fake_data
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,12 @@ def test_smoothed_labels(over, label, other):
   expected = [[other, other, label, other], [label, other, other, other]]
   np.testing.assert_allclose(targets, expected, rtol=1e-6)
   np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('over', ['others', 'all'])
+def test_smoothing_leaves_a_single_class_alone(over):
+  targets = classification.smooth_labels(jnp.array([0, 0]), 1, 0.1, over)
+  np.testing.assert_array_equal(targets, [[1], [1]])
 
 
 def test_cross_entropy_of_smoothed_labels():
@@ -64,6 +71,48 @@ def test_evaluator_counts_only_what_the_mask_shows():
   assert evaluator.result() == pytest.approx(
     {'loss': 3.0, 'top1': 1 / 3, 'top5': 2 / 3, 'count': 3}
   )
+
+
+def test_evaluation_without_an_image_is_an_error():
+  evaluator = classification.Evaluator()
+  with pytest.raises(ValueError, match='no image .* data.dir'):
+    evaluator.result()
+  nothing = np.full(2, np.nan, np.float32)
+  evaluator.update(
+    {'loss': nothing, 'top1': nothing, 'top5': nothing, 'mask': nothing > 0}
+  )
+  with pytest.raises(ValueError, match='no image .* data.dir'):
+    evaluator.result()
+
+
+def small_config():
+  return imagenet.resnet('resnet26', stage_sizes=(1,))
+
+
+def test_data_of_one_class_is_refused(tmp_path):
+  fake_data.write_class_folders(tmp_path, classes=('cat',))
+  config = small_config()
+  config.data.name, config.data.dir = 'folder', str(tmp_path)
+  task = classification.Classification(config)
+  with pytest.raises(ValueError, match=f"one class 'cat' .{tmp_path}/val"):
+    _ = task.steps_per_epoch
+
+
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('eval_resize', 200, 'eval_resize=200 is less than data.image_size=224'),
+    ('image_size', 0, 'size=0'),
+    ('crop_scale', (0.5, 0.1), 'scale'),
+    ('interpolation', 'nearest', 'bilinear, bicubic'),
+    ('flip', 2.0, 'probability=2.0'),
+  ],
+)
+def test_transforms_that_cannot_work_are_refused_at_once(field, value, message):
+  config = small_config()
+  config.data[field] = value
+  with pytest.raises(ValueError, match=message):
+    classification.Classification(config)
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,9 @@ def test_the_table_states_where_the_paper_differs(capsys):
   assert '0.56 (-0.16)' in note
 
 
-def test_the_paper_is_compared_at_its_own_size_alone(capsys):
-  assert not cost.main(['san19', '--image_size=256'])
+@pytest.mark.parametrize('size', ['256', '800x1344', '224x448'])
+def test_the_paper_is_compared_at_its_own_size_alone(size, capsys):
+  assert not cost.main(['san19', f'--image_size={size}'])
   *_, row = capsys.readouterr().out.splitlines()
   assert row.split()[0] == 'san19' and row.split()[-2:] == ['-', '-']
 

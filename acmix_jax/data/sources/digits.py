@@ -15,6 +15,7 @@ class Digits(source.LabelledImages):
   """
 
   class_names = tuple(str(digit) for digit in range(10))
+  origin = 'scikit-learn'
 
   def __init__(self, split: str):
     splits.check_split(split, 'digits')

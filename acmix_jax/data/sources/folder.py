@@ -1,147 +1,213 @@
 """Image files in one folder for each class."""
 
+import logging
 import os
-from collections.abc import Sequence
+import stat
+import unicodedata
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from acmix_jax.data.sources import source, splits
+from acmix_jax.data import decode, stalls
+from acmix_jax.data.sources import listing, source, splits
 
-IMAGE_SUFFIXES = (
-  '.jpg',
-  '.jpeg',
-  '.png',
-  '.bmp',
-  '.gif',
-  '.webp',
-  '.tif',
-  '.tiff',
-)
-# Where the split 'validation' may lie; the first folder that exists is taken.
-_VALIDATION_FOLDERS = ('validation', 'val', 'test')
+logger = logging.getLogger(__name__)
 
 
 class Folder(source.LabelledImages):
   """Image files in one folder for each class.
 
-  Either DIR/train/CLASS/... and DIR/validation/CLASS/... (or val, or test;
-  the folder may also be named by the split itself), or DIR/train/CLASS/... or
+  Either DIR/train/CLASS/... and DIR/validation/CLASS/... (or test; of any of
+  the usual names in any case, see `splits.split_of`), or DIR/train/CLASS/... or
   DIR/CLASS/... alone: of each class, in the order of the file names, the first
-  image and every tenth after it are then held out as 'validation'. Classes are
-  numbered in the order of their folders' names. Files may lie in subfolders of
-  the class; hidden files and files of other types are passed over.
+  image and every tenth after it are then held out as 'validation'. Without a
+  folder for it, 'validation' is that for 'test'.
+
+  Classes are numbered in the order of their folders' names, in Unicode's normal
+  form NFC. Files may lie in subfolders of the class. What is hidden, left by
+  other programs, no regular file or of no suffix that Pillow reads is passed
+  over and counted in the log; see `listing.Listing`, also about links.
   """
 
-  def __init__(self, directory: str, split: str):
+  def __init__(self, directory: str | os.PathLike, split: str):
     """Lists the files.
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: no class folders, no images, too few images of a class to hold
-        one out, or another list of classes than the training split has.
+      ValueError: folders that may or may not be splits, two for one split, no
+        class folders, no images, too few images of a class to hold one out, or
+        another list of classes than the training split has.
     """
     if not directory:
       raise ValueError(
         "data.dir is empty; data 'folder' needs the path of a folder that "
         'holds train/CLASS/IMAGE or CLASS/IMAGE.'
       )
-    root = os.path.abspath(os.path.expanduser(directory))
-    if not os.path.isdir(root):
+    home = os.path.abspath(os.path.expanduser(directory))
+    if not os.path.isdir(home):
       raise FileNotFoundError(
-        f'data.dir={root} is no folder; expected a folder that holds '
+        f'data.dir={home} is no folder; expected a folder that holds '
         'train/CLASS/IMAGE or CLASS/IMAGE.'
       )
-    self._root, hold_out = _split_folder(root, split)
-    self.class_names = _subfolders(self._root)
-    if not hold_out:
-      train_root = os.path.join(root, 'train')
-      _check_classes(self._root, self.class_names, _subfolders(train_root))
-    if not self.class_names:
-      raise ValueError(
-        f'{self._root} holds no folders; expected one for each class.'
-      )
-    self._files, labels = [], []
-    for label, name in enumerate(self.class_names):
-      files = _image_files(self._root, name)
-      if not files:
-        raise ValueError(
-          f'{os.path.join(self._root, name)} holds no image; expected files '
-          f'that end in {", ".join(IMAGE_SUFFIXES)}.'
-        )
-      self._files.extend(files)
-      labels.extend([label] * len(files))
-    self._labels = np.array(labels, np.int32)
+    split = splits.split_of(split) or split
+    found = _find_splits(home)
+    self._root, hold_out = _choose(home, found, split)
+    folders = _class_folders(self._root)
+    self.class_names = tuple(folders)
+    if not hold_out and 'train' in found:
+      _check_against_train(self._root, folders, found['train'])
+    listed = listing.Listing(self._root, list(folders.values()), home)
+    _log_passed_over(self._root, listed.passed_over)
+    for name, files in zip(folders.values(), listed.files, strict=True):
+      _check_files(os.path.join(self._root, name), files)
+    self._files = [file for files in listed.files for file in files]
+    counts = [len(files) for files in listed.files]
+    self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    self.origin = self._root
     if hold_out:
-      self._hold_out(split)
+      self._hold_out(split, counts)
 
-  def _hold_out(self, split: str) -> None:
+  def _hold_out(self, split: str, counts: Sequence[int]) -> None:
     splits.check_split(split, 'folder', f' without {self._root}/train')
-    counts = np.bincount(self._labels)
-    if counts.min() < 2:
+    if min(counts) < 2:
+      name = self.class_names[counts.index(min(counts))]
       raise ValueError(
-        f'{os.path.join(self._root, self.class_names[counts.argmin()])} holds '
-        'a single image, so none can be held out: add images, or make train/ '
-        'and validation/ folders.'
+        f'{os.path.join(self._root, name)} holds a single image, so none can '
+        'be held out: add images, or make train/ and validation/ folders.'
       )
     indices = splits.split_indices(self._labels, split, every=10)
     self._files = [self._files[index] for index in indices]
     self._labels = self._labels[indices]
+    self.origin += ', where each tenth image of a class is held out'
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     path = os.path.join(self._root, self._files[index])
-    with open(path, 'rb') as file:
-      image = file.read()
-    return {'image': image, 'label': self._labels[index], 'name': path}
+    return {
+      'image': _read(path),
+      'label': self._labels[index],
+      'name': path,
+    }
 
 
-def _split_folder(root: str, split: str) -> tuple[str, bool]:
-  """Folder with the images of a split, and whether 'validation' shares it."""
-  folders = _subfolders(root)
-  if 'train' not in folders:
-    return root, True
-  validation = [name for name in _VALIDATION_FOLDERS if name in folders]
-  if not validation and split in ('train', 'validation'):
-    return os.path.join(root, 'train'), True
-  name = validation[0] if split == 'validation' else split
-  if name not in folders:
+def _read(path: str) -> bytes:
+  def open_at_once(path, flags):
+    # A FIFO would be waited for without end, also when the program ends.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+  with stalls.watched(path), open(path, 'rb', opener=open_at_once) as file:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+      raise decode.DecodeError(f'{path} is no regular file')
+    return file.read()
+
+
+def _find_splits(home: str) -> dict[str, str]:
+  """Folder of each split; empty where `home` holds classes."""
+  found, others = {}, []
+  for name in listing.subfolders(home):
+    split, path = splits.split_of(name), os.path.join(home, name)
+    if split is None:
+      others.append(name)
+    elif split in found and not os.path.samefile(path, found[split]):
+      raise ValueError(
+        f'{home} holds two folders for the split {split!r}: '
+        f'{os.path.basename(found[split])} and {name}. Keep one of them there.'
+      )
+    else:
+      found[split] = path
+  if found and others:
+    names = ', '.join(sorted(os.path.basename(path) for path in found.values()))
     raise ValueError(
-      f'{root} has no folder for the split {split!r}; it holds: '
-      f'{", ".join(folders)}.'
+      f'{home} holds folders of splits ({names}) and beside them: '
+      f'{", ".join(others[:10])}. Rename these to train, validation or test, '
+      'move them elsewhere or put a dot before their names; or, if all are '
+      f'classes, move all of them into {os.path.join(home, "train")}.'
     )
-  return os.path.join(root, name), False
+  return found
 
 
-def _check_classes(
-  path: str, names: Sequence[str], train_names: Sequence[str]
-) -> None:
-  if names != train_names:
-    missing = sorted(set(train_names) - set(names))
-    extra = sorted(set(names) - set(train_names))
+def _choose(home: str, found: dict[str, str], split: str) -> tuple[str, bool]:
+  """Folder with the images of a split, and whether 'validation' shares it."""
+  if not found:
+    return home, True
+  if found.keys() == {'train'} and split in ('train', 'validation'):
+    return found['train'], True
+  name = split
+  if split == 'validation' and split not in found:
+    name = 'test'
+  if name not in found:
     raise ValueError(
-      f'{path} must hold the same class folders as the training split; '
-      f'missing: {", ".join(missing[:10]) or "none"}; '
+      f'{home} has no folder for the split {split!r}; it holds: '
+      f'{", ".join(os.path.basename(path) for path in found.values())}.'
+    )
+  return found[name], False
+
+
+def _class_folders(root: str) -> dict[str, str]:
+  """Folders of the classes by the names of these, in their order."""
+  folders = {}
+  for folder in listing.subfolders(root):
+    name = unicodedata.normalize('NFC', folder)
+    if name in folders:
+      raise ValueError(
+        f'{root} holds two folders whose names differ only in their Unicode '
+        f'form: {folders[name]!a} and {folder!a}. Make them one.'
+      )
+    folders[name] = folder
+  if not folders:
+    raise ValueError(f'{root} holds no folders; expected one for each class.')
+  if all(splits.split_of(name) for name in folders):
+    raise ValueError(
+      f'{root} holds {", ".join(folders)}, which look like splits, not like '
+      'classes; set data.dir to the folder that holds the splits.'
+    )
+  return dict(sorted(folders.items()))
+
+
+def _check_against_train(
+  root: str, names: Collection[str], train_root: str
+) -> None:
+  if root == train_root:
+    return
+  if os.path.samefile(root, train_root):
+    raise ValueError(
+      f'{root} and {train_root} are the same folder: the images that are '
+      'trained on would be evaluated.'
+    )
+  train_names = _class_folders(train_root)
+  missing = sorted(set(train_names) - set(names))
+  extra = sorted(set(names) - set(train_names))
+  if missing or extra:
+    raise ValueError(
+      f'{root} must hold the same class folders as the training split '
+      f'{train_root}; missing: {", ".join(missing[:10]) or "none"}; '
       f'unexpected: {", ".join(extra[:10]) or "none"}.'
     )
 
 
-def _subfolders(path: str) -> tuple[str, ...]:
-  with os.scandir(path) as entries:
-    return tuple(
-      sorted(e.name for e in entries if e.is_dir() and e.name[0] != '.')
+def _check_files(path: str, files: Sequence[str]) -> None:
+  """Raises a ValueError where a class has no images, or splits of its own."""
+  if not files:
+    raise ValueError(
+      f'{path} holds no image; expected files of a type that Pillow reads, '
+      'such as .jpg or .png.'
+    )
+  inside = {file.split(os.sep)[1] for file in files if file.count(os.sep) > 1}
+  kinds = {splits.split_of(name) for name in inside} - {None}
+  if 'train' in kinds and len(kinds) > 1:
+    raise ValueError(
+      f'{path} is taken for a class, but holds splits: '
+      f'{", ".join(sorted(filter(splits.split_of, inside)))}. Set data.dir to '
+      'it, or put the splits above the classes: train/CLASS, validation/CLASS.'
     )
 
 
-def _image_files(root: str, folder: str) -> list[str]:
-  """Sorted paths, relative to `root`, of the images anywhere in `folder`."""
-  files = []
-  for path, _, names in os.walk(os.path.join(root, folder), followlinks=True):
-    files.extend(
-      os.path.relpath(os.path.join(path, name), root)
-      for name in names
-      if name[0] != '.' and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _log_passed_over(root: str, reasons: dict[str, int]) -> None:
+  if reasons:
+    counts = (
+      f'{reason} ({count})' for reason, count in sorted(reasons.items())
     )
-  return sorted(files)
+    logger.info('Passed over in %s: %s.', root, ', '.join(counts))

@@ -1,11 +1,12 @@
 """ImageNet-1k, prepared in the storage of TFDS."""
 
+import os
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from acmix_jax.data import decode
+from acmix_jax.data import decode, stalls
 from acmix_jax.data.sources import source
 
 
@@ -16,7 +17,7 @@ class ImageNet(source.LabelledImages):
   array_record format.
   """
 
-  def __init__(self, directory: str, split: str):
+  def __init__(self, directory: str | os.PathLike, split: str):
     """Reads the description of the data set, and no images.
 
     Args:
@@ -29,6 +30,7 @@ class ImageNet(source.LabelledImages):
       ValueError: several were found, or its format or the split is not known.
     """
     self._directory = str(_find_prepared(directory, 'imagenet2012'))
+    self.origin = self._directory
     self._split = split
     import tensorflow_datasets as tfds
 
@@ -56,12 +58,12 @@ class ImageNet(source.LabelledImages):
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    name = f'record {index} of {self._split} in {self._directory}'
     try:
-      record = self._records[index]
+      with stalls.watched(name):
+        record = self._records[index]
     except RuntimeError as error:  # A damaged part of an array_record file.
-      raise decode.DecodeError(
-        f'record {index} of {self._split} in {self._directory}: {error}'
-      ) from error
+      raise decode.DecodeError(f'{name}: {error}') from error
     return {
       'image': record['image'],
       'label': np.int32(record['label']),
@@ -69,7 +71,7 @@ class ImageNet(source.LabelledImages):
     }
 
 
-def _find_prepared(directory: str, name: str) -> epath.Path:
+def _find_prepared(directory: str | os.PathLike, name: str) -> epath.Path:
   hint = (
     f'prepare one with `python -m acmix_jax.tools.prepare {name} '
     '--source=TARS --data_dir=DIR` and set data.dir to DIR'

@@ -48,9 +48,11 @@ class LabelledImages:
 
   Attributes:
     class_names: names of the classes; a label is an index into them.
+    origin: where the images come from, for the log.
   """
 
   class_names: tuple[str, ...]
+  origin: str
   canvases = None
 
   @property

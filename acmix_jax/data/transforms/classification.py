@@ -39,7 +39,8 @@ def eval_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   if config.eval_resize < config.image_size:
     raise ValueError(
       f'data.eval_resize={config.eval_resize} is less than '
-      f'data.image_size={config.image_size}, which is cropped from it.'
+      f'data.image_size={config.image_size}, which is cropped from it; leave '
+      'it out, or set both.'
     )
   return transform.Compose(
     (

@@ -23,6 +23,9 @@ _PILLOW_FILTERS = {
   'bicubic': Image.Resampling.BICUBIC,
 }
 _CROP_ATTEMPTS = 10
+# Longer side / shorter side up to which `ResizeShort` keeps all of an image. Of
+# 20000 x 1 pixels it would make 5 million x 256, 12 GB of what is cropped next.
+_LONGEST = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,9 @@ class ResizeShort(geometric.Geometric):
   """Resizes the shorter side to `size`, antialiased, keeping the aspect ratio.
 
   The same pixels as torchvision's `Resize(size)` of a PIL image: the longer
-  side is `int(size * longer / shorter)`.
+  side is `int(size * longer / shorter)`. Unlike there the ends of an image more
+  than 32 times as long as wide are cut off first, so that its middle is that
+  long.
   """
 
   size: int
@@ -128,8 +133,10 @@ class ResizeShort(geometric.Geometric):
     del rng
     height, width = example['image'].shape[:2]
     shorter = min(height, width)
+    top, left = _overhang(height, shorter), _overhang(width, shorter)
+    height, width = height - 2 * top, width - 2 * left
     size = (self.size * height // shorter, self.size * width // shorter)
-    return geometric.Placement((0, 0, height, width), size)
+    return geometric.Placement((top, left, height, width), size)
 
   def resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     filter_ = _PILLOW_FILTERS[self.interpolation]
@@ -163,6 +170,11 @@ class CenterCrop(geometric.Geometric):
     left = round((width - self.size) / 2)
     size = (self.size, self.size)
     return geometric.Placement((top, left, *size), size)
+
+
+def _overhang(side: int, shorter: int) -> int:
+  """Pixels to cut from both ends of a side, so that its centre stays."""
+  return max(0, -(-(side - _LONGEST * shorter) // 2))
 
 
 def _check_size(size: int) -> None:

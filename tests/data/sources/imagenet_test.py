@@ -141,6 +141,20 @@ def test_prepare_names_what_is_missing(tars, tmp_path, capsys):
   assert 'resize_short=-1' in capsys.readouterr().err
 
 
+def test_prepare_names_what_cannot_be_written(tars, tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  assert run_prepare(tars, tmp_path / 'file') == 2
+  assert f'{tmp_path}/file' in capsys.readouterr().err
+
+
+def test_prepare_knows_the_home_folder(tars, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'tars').symlink_to(tars)
+  assert run_prepare('~/tars', '~/data') == 0
+  for directory in ('~/data', tmp_path / 'data'):
+    assert len(fake_data.make_source('imagenet2012', directory)) == 9
+
+
 def test_prepare_refuses_unknown_classes(tmp_path, capsys):
   fake_data.write_imagenet_tars(tmp_path, classes=('n00000000',))
   assert run_prepare(tmp_path, tmp_path / 'out') == 2

@@ -34,6 +34,45 @@ def test_eval_resize_is_that_of_pillow(interpolation, size):
   np.testing.assert_array_equal(apply(transform, image), np.array(expected))
 
 
+@pytest.mark.parametrize('interpolation', FILTERS)
+@pytest.mark.parametrize(
+  'size', [(64, 48), (91, 37), (50, 50), (224, 7), (7, 223), (301, 1), (1, 300)]
+)
+def test_eval_crop_is_that_of_the_whole_resized_image(interpolation, size):
+  pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+  width, height = (256 * side // min(size) for side in size)
+  resized = Image.fromarray(pixels).resize(
+    (width, height), FILTERS[interpolation]
+  )
+  top, left = round((height - 224) / 2), round((width - 224) / 2)
+  transform = transforms.Compose(
+    (transforms.ResizeShort(256, interpolation), transforms.CenterCrop(224))
+  )
+  np.testing.assert_array_equal(
+    apply(transform, pixels),
+    np.array(resized.crop((left, top, left + 224, top + 224))),
+  )
+
+
+@pytest.mark.parametrize('shape', [(1, 20_000), (60_001, 2), (3, 100_000)])
+def test_size_of_a_long_image_is_bounded(shape):
+  image = np.zeros((*shape, 3), np.uint8)
+  resized = apply(transforms.ResizeShort(16), image)
+  assert min(resized.shape[:2]) == 16 and max(resized.shape[:2]) <= 32 * 16
+  crop = transforms.RandomResizedCrop(16)
+  assert apply(crop, image).shape == (16, 16, 3)
+
+
+def test_boxes_follow_the_middle_of_a_long_image():
+  boxes = np.array([[0, 0, 100, 2], [50, 0, 52, 1]], np.float32)
+  example = {'image': np.zeros((2, 102, 3), np.uint8), 'boxes': boxes}
+  moved = transforms.ResizeShort(4)(example, None)
+  assert moved['image'].shape == (4, 128, 3)
+  np.testing.assert_array_equal(
+    moved['boxes'], [[0, 0, 128, 4], [62, 0, 66, 2]]
+  )
+
+
 @pytest.mark.parametrize(
   'shape, top, left',
   [((12, 9), 2, 0), ((9, 13), 0, 2), ((11, 11), 1, 1), ((14, 12), 2, 2)],
