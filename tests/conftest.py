@@ -23,6 +23,20 @@ os.environ.setdefault(
 )
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Checks annotated shapes at every call. An int may stand for a float.
+jaxtyping.install_import_hook(
+  ['acmix_jax.ops'],
+  'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
+)
+
+
+@pytest.fixture
+def without_shape_checks(monkeypatch):
+  """Wrong shapes reach the errors of the package, as they do for its users."""
+  monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)

@@ -129,10 +129,10 @@ def test_acmix_takes_six_maps_of_a_quarter_of_the_channels():
 
 
 def test_gradients_of_the_loop_are_those_of_the_unfolded_sum():
-  rng = np.random.default_rng(2)
-  x, hidden = rng.standard_normal((2, 2, 5, 6, 4), np.float32)
-  kernel = rng.standard_normal((9, 4, 2), np.float32)
-  bias = rng.standard_normal((9, 2), np.float32)
+  keys = jax.random.split(jax.random.key(2), 3)
+  x, hidden = jax.random.normal(keys[0], (2, 2, 5, 6, 4))
+  kernel = jax.random.normal(keys[1], (9, 4, 2))
+  bias = jax.random.normal(keys[2], (9, 2))
   rows, columns = (windows.reflected(size, 1) for size in (5, 6))
 
   def unfolded(v, hidden, kernel, bias):
