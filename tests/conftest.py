@@ -31,7 +31,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Checks annotated shapes at every call. An int may stand for a float.
 jaxtyping.install_import_hook(
-  ['acmix_jax.ops', 'acmix_jax.nn'],
+  ['acmix_jax.ops', 'acmix_jax.nn', 'acmix_jax.models'],
   'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
 )
 
