@@ -193,7 +193,7 @@ def batch_moments(
   E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
 
   Raises:
-    ValueError: the groups do not divide the batch.
+    ValueError: The groups do not divide the batch.
   """
   if x.shape[0] % num_groups:
     raise ValueError(
