@@ -23,6 +23,32 @@ os.environ.setdefault(
 )
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Checks annotated shapes at every call. An int may stand for a float. Left out
+# is tasks/task.py: to check an object against a protocol is to read all of its
+# attributes, and a task's steps_per_epoch reads the data.
+_TASKS = pathlib.Path(__file__).parents[1] / 'acmix_jax' / 'tasks'
+jaxtyping.install_import_hook(
+  [
+    'acmix_jax.ops',
+    'acmix_jax.nn',
+    'acmix_jax.models',
+    *(
+      f'acmix_jax.tasks.{path.stem}'
+      for path in _TASKS.glob('[!_]*.py')
+      if path.stem != 'task'
+    ),
+  ],
+  'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))',
+)
+
+
+@pytest.fixture
+def without_shape_checks(monkeypatch):
+  """Wrong shapes reach the errors of the package, as they do for its users."""
+  monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)

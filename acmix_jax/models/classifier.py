@@ -2,16 +2,19 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
+from acmix_jax.models.backbones import backbone as backbone_lib
 from acmix_jax.models.backbones import pvt
 from acmix_jax.nn import layers, transformer
 
 
 class Head(nn.Module):
-  """Base of the heads: a backbone's stages to logits [b, classes].
+  """Base of the heads: a backbone's stages to logits.
 
   Attributes:
     num_classes: Number of logits.
@@ -20,8 +23,8 @@ class Head(nn.Module):
   """
 
   num_classes: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   def backbone_inputs(self, channels: dict[str, int]) -> dict[str, Any]:
     """What a backbone with these channels is called with besides images."""
@@ -32,8 +35,8 @@ class PooledHead(Head):
   """dense(mean(x)) of the last stage's map x: the head of ResNet and SAN."""
 
   @nn.compact
-  def __call__(self, stages: dict[str, jax.Array]) -> jax.Array:
-    """Maps {'stage1': [b, h, w, c], ...} to [b, classes]."""
+  def __call__(self, stages: backbone_lib.Stages) -> Float[Array, 'b k']:
+    """Logits of the last stage."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     *_, x = stages.values()
     dense = layers.Dense(self.num_classes, **dtypes, name='dense')
@@ -44,8 +47,8 @@ class NormPooledHead(Head):
   """dense(mean(norm(x))) of the last stage's map x: the head of Swin."""
 
   @nn.compact
-  def __call__(self, stages: dict[str, jax.Array]) -> jax.Array:
-    """Maps {'stage1': [b, h, w, c], ...} to [b, classes]."""
+  def __call__(self, stages: backbone_lib.Stages) -> Float[Array, 'b k']:
+    """Logits of the last stage."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     *_, x = stages.values()
     x = nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
@@ -63,7 +66,7 @@ class TokenHead(Head):
 
   @nn.compact
   def backbone_inputs(self, channels: dict[str, int]) -> dict[str, Any]:
-    """The class token [c] with its position."""
+    """The class token with its position."""
     *_, features = channels.values()
     token, position = (
       self.param(name, transformer.NORMAL, (features,), self.param_dtype)
@@ -71,8 +74,8 @@ class TokenHead(Head):
     )
     return {'token': token + position}
 
-  def __call__(self, stages: dict[str, jax.Array]) -> jax.Array:
-    """Maps {'token': [b, c], ...} to [b, classes]."""
+  def __call__(self, stages: backbone_lib.Stages) -> Float[Array, 'b k']:
+    """Logits of the entry 'token'."""
     return self.dense(self.norm(stages['token']))
 
 
@@ -88,13 +91,15 @@ class Classifier(nn.Module):
   head: Head
 
   def features(
-    self, images: jax.Array, *, train: bool = False
-  ) -> dict[str, jax.Array]:
-    """Maps images [b, h, w, 3] to {'stage1': [b, h/4, w/4, c], ...}."""
+    self, images: Float[Array | np.ndarray, 'b h w 3'], *, train: bool = False
+  ) -> backbone_lib.Stages:
+    """Maps normalised images to the stages of the backbone."""
     return self.backbone(images, train=train)
 
-  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps normalised images [b, h, w, 3] to float32 logits [b, classes]."""
+  def __call__(
+    self, images: Float[Array | np.ndarray, 'b h w 3'], *, train: bool = False
+  ) -> Float32[Array, 'b k']:
+    """Maps normalised images to logits."""
     inputs = self.head.backbone_inputs(self.backbone.channels)
     stages = self.backbone(images, train=train, **inputs)
     return self.head(stages).astype(jnp.float32)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from acmix_jax import lookup
 from acmix_jax.models import classifier
@@ -90,7 +91,7 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def make_backbone(
-  name: str, dtype: jnp.dtype | str = jnp.float32, **overrides: Any
+  name: str, dtype: DTypeLike = jnp.float32, **overrides: Any
 ) -> backbone.Backbone:
   """Makes a backbone, which maps images to stages and has no head.
 
@@ -122,7 +123,7 @@ def make_backbone(
 def create_model(
   name: str,
   num_classes: int = 1000,
-  dtype: jnp.dtype | str = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   **overrides: Any,
 ) -> classifier.Classifier:
   """Makes a classifier.

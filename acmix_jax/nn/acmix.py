@@ -6,9 +6,10 @@ Paper: Pan et al., On the Integration of Self-Attention and Convolution, CVPR
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, layers, local_attention
 from acmix_jax.ops import shift_convolution, windows
@@ -51,15 +52,16 @@ class Hybrid(nn.Module):
   use_fc_bias: bool = False
   fc_init: nn.initializers.Initializer = layers.TORCH_KERNEL
   implementation: str = 'auto'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, **context: Any) -> jax.Array:
-    """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), n * d].
+  def __call__(
+    self, x: Float[Array, 'b *pixels c'], **context: Any
+  ) -> Float[Array, 'b *outputs f']:
+    """Adds both paths of a map, or of a sequence if the attention takes one.
 
-    Or, where the attention is one of sequences, [b, t + h * w, c] to
-    [b, t + h * w, n * d]: the t tokens skip the convolution path.
+    The tokens of a sequence skip the convolution path.
     """
     windows.check_window('ACmix', self.kernel_size, self.strides, self.dilation)
     half = nn.initializers.constant(0.5)
@@ -76,8 +78,10 @@ class Hybrid(nn.Module):
       beta.astype(convolved.dtype) * convolved
     )
 
-  def convolve(self, projections: attention.Projections) -> jax.Array:
-    """The convolution path: [b, ceil(h/s), ceil(w/s), n * d]."""
+  def convolve(
+    self, projections: attention.Projections
+  ) -> Float[Array, 'b ho wo f']:
+    """The convolution path."""
     maps, valid = self.attention.convolution_maps(projections)
     maps = [x.astype(self.dtype or x.dtype) for x in maps]
     inputs, taps = sum(x.shape[3] for x in maps), self.kernel_size**2
@@ -140,7 +144,7 @@ class ACmix(nn.Module):
     kernel_att: Odd side of the attention window; maps must have sides larger
       than dilation * (kernel_att - 1) / 2.
     kernel_conv: Odd side of the shift convolution.
-    strides: Pixels between outputs: [b, ceil(h/s), ceil(w/s), features].
+    strides: Pixels between outputs: a side of h pixels gives ceil(h / strides).
     dilation: Dilation of the attention window and of the convolution.
     kernel_init: Start value of the projections and of the fully connected
       layer. Default: PyTorch's.
@@ -161,14 +165,14 @@ class ACmix(nn.Module):
   strides: int = 1
   dilation: int = 1
   kernel_init: nn.initializers.Initializer = layers.TORCH_KERNEL
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
   attention_implementation: str = 'auto'
   convolution_implementation: str = 'auto'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x [b, h, w, c] to [b, ceil(h/s), ceil(w/s), features]."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
+    """Applies the operator to a map."""
     shared = dict(
       strides=self.strides,
       dilation=self.dilation,

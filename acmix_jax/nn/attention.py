@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Bool, Float
 
 
 @struct.dataclass
@@ -17,27 +17,27 @@ class Projections:
   array under `nn.remat`.
 
   Attributes:
-    q: Query maps [b, h, w, m, d].
-    k: Key maps [b, h', w', m, d], on the grid of q or a coarser one.
-    v: Value maps [b, h', w', n, d]; n * d is the layer's output width.
+    q: Query maps.
+    k: Key maps, on the grid of q or a coarser one.
+    v: Value maps, on the grid of k; n * d is the layer's output width.
   """
 
-  q: jax.Array
-  k: jax.Array
-  v: jax.Array
+  q: Float[Array, 'b h w m d']
+  k: Float[Array, 'b hk wk m d']
+  v: Float[Array, 'b hk wk n d']
 
 
 class ConvolutionMaps(NamedTuple):
   """The input of the convolution path.
 
   Attributes:
-    maps: Arrays [b, h_i, w_i, m_i, d]; the first has the grid of the output.
-    valid: Bool [h, w], False where a pixel is padding, whose maps must be zero;
-      None: all pixels are valid.
+    maps: Maps of one or more grids; the first has the grid of the output.
+    valid: False where a pixel is padding, whose maps must be zero; None: all
+      pixels are valid.
   """
 
-  maps: list[jax.Array]
-  valid: np.ndarray | None = None
+  maps: list[Float[Array, 'b _h _w _m d']]
+  valid: Bool[np.ndarray, 'h w'] | None = None
 
 
 class Attention(nn.Module):
@@ -47,14 +47,16 @@ class Attention(nn.Module):
   `acmix.Hybrid` then works on it:
 
     project(x, **context) -> Projections: 1x1 projections, the costly half.
-    aggregate(projections) -> [b, h, w, n * d]: gathers values by similarity.
+    aggregate(projections) -> outputs: gathers values by similarity.
 
-  x is a map [b, h, w, c], or a sequence [b, t + h * w, c] whose first t tokens
+  x is a map [b, h, w, c], or a sequence [b, l, c] whose first l - h * w tokens
   have no place in the map. Their queries, keys and values are no part of the
   maps q, k and v, and `aggregate` then gives a sequence, too.
   """
 
-  def __call__(self, x: jax.Array, **context: Any) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'b *pixels c'], **context: Any
+  ) -> Float[Array, 'b *outputs f']:
     """The attention alone, without the convolution path."""
     return self.aggregate(self.project(x, **context))
 

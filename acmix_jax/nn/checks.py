@@ -1,6 +1,7 @@
 """Checks of the fields and inputs of layers."""
 
-import jax
+import numpy as np
+from jaxtyping import Array
 
 
 def check_heads(name: str, features: int, num_heads: int):
@@ -31,7 +32,7 @@ def check_stages(name: str, stage_sizes: tuple[int, ...], **fields):
       )
 
 
-def check_map(name: str, x: jax.Array):
+def check_map(name: str, x: Array | np.ndarray):
   """Raises ValueError unless x is a batch of maps."""
   if x.ndim != 4:
     raise ValueError(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from acmix_jax.nn import checks
 from acmix_jax.ops import xla_cpu
@@ -50,12 +52,12 @@ class Dense(nn.Module):
   use_bias: bool = True
   kernel_init: initializers.Initializer = TORCH_KERNEL
   bias_init: initializers.Initializer | None = None
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [..., c] to [..., features]."""
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b f']:
+    """Applies the layer to each position."""
     dense = nn.Dense(
       self.features,
       use_bias=self.use_bias,
@@ -85,12 +87,12 @@ class Conv(nn.Module):
   kernel_size: int
   strides: int = 1
   kernel_init: initializers.Initializer = TORCH_KERNEL
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, c] to [b, ceil(h/s), ceil(w/s), features]."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
+    """Convolves a map with zeros around it."""
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
@@ -118,11 +120,13 @@ class BatchNorm(nn.Module):
   mode: str = 'batch'
   momentum: float = 0.9
   epsilon: float = 1e-5
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Normalises [b, ..., c] over all axes but the last."""
+  def __call__(
+    self, x: Float[Array, 'b *pixels c'], *, train: bool
+  ) -> Float[Array, 'b *pixels c']:
+    """Normalises over all axes but the last."""
     moments = None
     if self.uses_batch(train):
       moments = batch_moments(x, self.num_groups)
@@ -139,14 +143,19 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def affine(
-    self, features: int, moments: tuple[jax.Array, jax.Array] | None
-  ) -> tuple[jax.Array, jax.Array]:
-    """The normalisation as y = x * factor + offset, float32 [groups, c].
+    self,
+    features: int,
+    moments: tuple[Float32[Array, 'g c'], Float32[Array, 'g c']] | None,
+  ) -> tuple[Float32[Array, 'g c'], Float32[Array, 'g c']]:
+    """The normalisation as y = x * factor + offset.
 
     Args:
       features: Channels c.
-      moments: Means and means of squares [groups, c] of the batch, which the
-        running statistics then follow; None: use the running statistics.
+      moments: Means and means of squares of the batch, which the running
+        statistics then follow; None: use the running statistics.
+
+    Returns:
+      The factor and the offset.
     """
     checks.check_choice('BatchNorm', 'mode', self.mode, BATCH_NORM_MODES)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
@@ -177,14 +186,14 @@ def frozen_norms(mode: str) -> list[str]:
 
 
 def batch_moments(
-  x: jax.Array, num_groups: int = 1
-) -> tuple[jax.Array, jax.Array]:
-  """Means of x [b, ..., c] and of its square, float32 [groups, c].
+  x: Float[Array, 'b *pixels c'], num_groups: int = 1
+) -> tuple[Float32[Array, 'g c'], Float32[Array, 'g c']]:
+  """Means of x and of its square over all axes but the last.
 
   E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
 
   Raises:
-    ValueError: the groups do not divide the batch.
+    ValueError: The groups do not divide the batch.
   """
   if x.shape[0] % num_groups:
     raise ValueError(

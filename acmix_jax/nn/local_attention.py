@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, layers
 from acmix_jax.ops import local_attention
@@ -36,8 +38,8 @@ class LocalAttention(attention.Attention):
   dilation: int = 1
   implementation: str = 'auto'
   kernel_init: nn.initializers.Initializer = layers.TORCH_KERNEL
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     checks.check_heads('LocalAttention', self.features, self.num_heads)
@@ -46,8 +48,8 @@ class LocalAttention(attention.Attention):
     self.value = self._projection(self.features)
     self.position = self._projection(self.features // self.num_heads)
 
-  def project(self, x: jax.Array) -> attention.Projections:
-    """Queries, keys and values [b, h, w, n, d] of x [b, h, w, c]."""
+  def project(self, x: Float[Array, 'b h w c']) -> attention.Projections:
+    """Queries, keys and values at every pixel."""
     checks.check_map('LocalAttention', x)
     heads = (*x.shape[:3], self.num_heads, -1)
     return attention.Projections(
@@ -56,8 +58,10 @@ class LocalAttention(attention.Attention):
       v=self.value(x).reshape(heads),
     )
 
-  def aggregate(self, projections: attention.Projections) -> jax.Array:
-    """Attention over the window: [b, ceil(h/s), ceil(w/s), features]."""
+  def aggregate(
+    self, projections: attention.Projections
+  ) -> Float[Array, 'b ho wo f']:
+    """Attention over the window."""
     _, h, w, _, _ = projections.q.shape
     out = local_attention.local_attention(
       projections.q,

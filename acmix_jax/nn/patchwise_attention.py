@@ -1,9 +1,10 @@
 """Patchwise attention: the attention of SAN."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, layers
 from acmix_jax.ops import patchwise, windows
@@ -56,8 +57,8 @@ class PatchwiseAttention(attention.Attention):
   kernel_size: int = 7
   norm_groups: int = 1
   batch_norm: str = 'batch'
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     name = 'PatchwiseAttention'
@@ -84,8 +85,10 @@ class PatchwiseAttention(attention.Attention):
       'bias2', layers.torch_bias(hidden), (hidden * taps,), self.param_dtype
     )
 
-  def project(self, x: jax.Array, *, train: bool) -> PatchwiseProjections:
-    """Maps x [b, h, w, c] to q, k [b, h, w, 1, f/4] and v [b, h, w, 4, f/4]."""
+  def project(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> PatchwiseProjections:
+    """One map of queries, one of keys and four of values at every pixel."""
     checks.check_map('PatchwiseAttention', x)
     groups = (*x.shape[:3], -1, self.features // _VALUE_GROUPS)
     return PatchwiseProjections(
@@ -95,8 +98,10 @@ class PatchwiseAttention(attention.Attention):
       train=train,
     )
 
-  def aggregate(self, projections: PatchwiseProjections) -> jax.Array:
-    """Sums the values of each window: [b, h, w, features]."""
+  def aggregate(
+    self, projections: PatchwiseProjections
+  ) -> Float[Array, 'b h w f']:
+    """Sums the values of each window."""
     q, k = projections.q[:, :, :, 0], projections.k[:, :, :, 0]
     v = projections.v.reshape(*q.shape[:3], self.features)
     train = projections.train
@@ -117,14 +122,14 @@ class PatchwiseAttention(attention.Attention):
     width, taps = q.shape[-1], self.kernel_size**2
     moments = None
     if self.norm1.uses_batch(train):
-      moments = [
+      moments = tuple(
         jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
         for query, keys in zip(
           layers.batch_moments(q, self.norm_groups),
           patchwise.window_moments(k, self.kernel_size, self.norm_groups),
           strict=True,
         )
-      ]
+      )
     factor, offset = self.norm1.affine(width * (1 + taps), moments)
 
     # Official order: the query's channels, then the taps of each key channel.

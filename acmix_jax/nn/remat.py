@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 # What `apply_blocks` keeps of a block for its gradient.
 REMATS = ('none', 'products', 'block')
@@ -13,9 +14,9 @@ REMATS = ('none', 'products', 'block')
 def apply_blocks(
   model: nn.Module,
   get_blocks: Callable[[nn.Module], Sequence[nn.Module]],
-  x: jax.Array,
+  x: Float[Array, 'b *pixels c'],
   **context: Any,
-) -> jax.Array:
+) -> Float[Array, 'b *outputs f']:
   """Applies blocks in turn; `model.remat` says what their gradients find.
 
   'none': all that they need. 'products': the results of dense layers and

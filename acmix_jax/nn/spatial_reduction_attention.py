@@ -2,10 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import attention as ops
@@ -13,20 +14,24 @@ from acmix_jax.ops import attention as ops
 
 @struct.dataclass
 class SequenceProjections(attention.Projections):
-  """Projections of a sequence whose first t tokens have no place in the map.
+  """Projections of a sequence whose first tokens have no place in the map.
 
   Attributes:
-    tokens: Queries, keys and values of the tokens, [b, t, n, d] each.
+    tokens: Queries, keys and values of these tokens.
   """
 
-  tokens: tuple[jax.Array, jax.Array, jax.Array]
+  tokens: tuple[
+    Float[Array, 'b tokens n d'],
+    Float[Array, 'b tokens n d'],
+    Float[Array, 'b tokens n d'],
+  ]
 
 
 class SpatialReductionAttention(attention.Attention):
   """Global attention whose keys and values are those of merged patches.
 
-  Works on sequences [b, t + h * w, c]. The first t tokens have no place in the
-  map; their keys and values are not reduced.
+  Works on sequences: tokens that have no place in the map, whose keys and
+  values are not reduced, then the pixels of the map in rows.
 
   Source: whai362/PVT classification/pvt.py, `Attention` (`sr` is reduce, `norm`
   reduce_norm, `kv` key_value).
@@ -51,8 +56,8 @@ class SpatialReductionAttention(attention.Attention):
   features: int
   num_heads: int
   reduction: int = 1
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     name = 'SpatialReductionAttention'
@@ -70,16 +75,13 @@ class SpatialReductionAttention(attention.Attention):
       self.reduce_norm = nn.LayerNorm(1e-5, **dtypes)
 
   def project(
-    self, x: jax.Array, *, grid: tuple[int, int]
+    self, x: Float[Array, 'b l c'], *, grid: tuple[int, int]
   ) -> SequenceProjections:
-    """Queries on the grid (h, w), keys and values on the reduced one.
+    """Queries on the grid, keys and values on the reduced one.
 
     Args:
-      x: [b, t + h * w, c].
-      grid: (h, w).
-
-    Returns:
-      q [b, h, w, n, d], k and v [b, h // r, w // r, n, d], and the tokens' own.
+      x: Sequence, of l - h * w tokens and h * w pixels.
+      grid: Rows h and columns w of the map.
     """
     tokens = x.shape[1] - math.prod(grid)
     coarse = tuple(size // self.reduction for size in grid)
@@ -102,8 +104,10 @@ class SpatialReductionAttention(attention.Attention):
     of_tokens = tuple(y[:, :tokens] for y, _ in sequences)
     return SequenceProjections(q, k, v, of_tokens)
 
-  def aggregate(self, projections: SequenceProjections) -> jax.Array:
-    """Attention of tokens and pixels: [b, t + h * w, features]."""
+  def aggregate(
+    self, projections: SequenceProjections
+  ) -> Float[Array, 'b l f']:
+    """Attention of tokens and pixels."""
     maps = (projections.q, projections.k, projections.v)
     q, k, v = (
       jnp.concatenate([tokens, y.reshape(len(y), -1, *y.shape[3:])], axis=1)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import layers
 
@@ -20,7 +22,7 @@ dense = functools.partial(
 )
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, '*b c']) -> Float[Array, '*b c']:
   """The input times the normal distribution function, as in PyTorch.
 
   In single precision and by erf: jax.nn.gelu, by erfc in the precision of x,
@@ -41,12 +43,12 @@ class MLP(nn.Module):
   """
 
   hidden: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [..., c] to the same shape."""
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    """Applies the layers to each position."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     y = gelu(dense(self.hidden, **dtypes, name='fc1')(x))
     return dense(x.shape[-1], **dtypes, name='fc2')(y)
@@ -69,12 +71,14 @@ class Block(nn.Module):
   mlp_ratio: float = 4.0
   drop_path: float = 0.0
   epsilon: float = 1e-5
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, **context: Any) -> jax.Array:
-    """Maps [b, ..., c] to the same shape; the context is the operator's."""
+  def __call__(
+    self, x: Float[Array, 'b *pixels c'], *, train: bool, **context: Any
+  ) -> Float[Array, 'b *pixels c']:
+    """Applies both branches; the context is the operator's."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     norm = functools.partial(nn.LayerNorm, self.epsilon, **dtypes)
     y = self.operator(norm(name='norm1')(x), **context)
@@ -102,12 +106,12 @@ class PatchConv(nn.Module):
 
   features: int
   size: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, c] to [b, h // size, w // size, features]."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
+    """One output for each patch: ho = h // size, wo = w // size."""
     b, h, w, c = x.shape
     size = self.size
     if min(h, w) < size:
@@ -139,12 +143,12 @@ class PatchEmbed(nn.Module):
 
   features: int
   size: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, c] to [b, h // size, w // size, features]."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
+    """One output for each patch: ho = h // size, wo = w // size."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     x = PatchConv(self.features, self.size, **dtypes, name='conv')(x)
     return nn.LayerNorm(1e-5, **dtypes, name='norm')(x)

@@ -1,10 +1,11 @@
 """Attention within the windows that tile a map: the attention of Swin."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, transformer
 from acmix_jax.ops import shifted_windows
@@ -15,12 +16,12 @@ class WindowProjections(attention.Projections):
   """Projections of a map that was padded to whole windows and rolled.
 
   Attributes:
-    stacked: q, k and v [b, h, w, 3 * n, d], which are slices of it.
+    stacked: Array of which q, k and v are slices.
     size: Height and width of the map before it was padded.
     shift: Rows and columns the padded map was rolled by, up and left.
   """
 
-  stacked: jax.Array
+  stacked: Float[Array, 'b h w 3*n d']
   size: tuple[int, int] = struct.field(pytree_node=False)
   shift: int = struct.field(pytree_node=False)
 
@@ -47,8 +48,8 @@ class WindowAttention(attention.Attention):
   features: int
   num_heads: int
   window_size: int = 7
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     checks.check_heads('WindowAttention', self.features, self.num_heads)
@@ -64,15 +65,15 @@ class WindowAttention(attention.Attention):
 
   def project(
     self,
-    x: jax.Array,
+    x: Float[Array, 'b h w c'],
     *,
     size: tuple[int, int] | None = None,
     shift: int = 0,
   ) -> WindowProjections:
-    """Queries, keys and values [b, h, w, n, d], zero where x is padding.
+    """Queries, keys and values, zero where x is padding.
 
     Args:
-      x: [b, h, w, c], whole windows.
+      x: Map of whole windows.
       size: Height and width of x before it was padded; None: it was not.
       shift: Rows and columns x was rolled by, up and left; pixels attend to
         those alone that were their neighbours before.
@@ -96,8 +97,10 @@ class WindowAttention(attention.Attention):
     q, k, v = jnp.split(maps, 3, axis=3)
     return WindowProjections(q, k, v, maps, size, shift)
 
-  def aggregate(self, projections: WindowProjections) -> jax.Array:
-    """Attention within windows: [b, h, w, features]."""
+  def aggregate(
+    self, projections: WindowProjections
+  ) -> Float[Array, 'b h w f']:
+    """Attention within windows."""
     out = shifted_windows.window_attention(
       projections.q,
       projections.k,
@@ -152,8 +155,8 @@ class ShiftedWindows(nn.Module):
   def setup(self):
     nn.share_scope(self, self.layer)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, c] to the same shape."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w f']:
+    """Applies the layer to a map."""
     _, h, w, _ = x.shape
     size = self.window_size
     shift = size // 2 if self.shifted and min(h, w) > size else 0

@@ -2,27 +2,28 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 
 def attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  bias: jax.Array | None = None,
-  mask: jax.Array | None = None,
-) -> jax.Array:
+  q: Float[Array, '*b l n d'],
+  k: Float[Array, '*b lk n d'],
+  v: Float[Array, '*b lk n d'],
+  bias: Float[Array, '*#b #n #l #lk'] | None = None,
+  mask: Bool[Array, '*#b #n #l #lk'] | None = None,
+) -> Float[Array, '*b l n d']:
   """softmax(q . k * d**-0.5 + bias) . v, logits and softmax in float32.
 
   Args:
-    q: Queries [..., q, n, d], not scaled.
-    k: Keys [..., k, n, d].
-    v: Values [..., k, n, d].
-    bias: Added to the logits, of their rank and broadcast to [..., n, q, k].
-    mask: bool, of their rank too; where False, the key is not seen. Every
-      query must see at least one key.
+    q: Queries, not scaled.
+    k: Keys.
+    v: Values.
+    bias: Added to the logits.
+    mask: Where False, the key is not seen. Every query must see at least one
+      key.
 
   Returns:
-    [..., q, n, d] in the dtype of v.
+    Sums of values in the dtype of v.
   """
   q = q * q.shape[-1] ** -0.5
   logits = jnp.einsum(

@@ -15,25 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import cost_marks, sharding, windows
 
 
 def window_moments(
-  x: jax.Array, kernel_size: int, num_groups: int = 1
-) -> tuple[jax.Array, jax.Array]:
+  x: Float[Array, 'b h w c'], kernel_size: int, num_groups: int = 1
+) -> tuple[Float32[Array, 'g t c'], Float32[Array, 'g t c']]:
   """Batch statistics of the k*k shifted copies of a reflected map.
 
   A copy holds each row and each column of the map a known number of times, so
   the sums over it are products of the sum over images with these numbers.
 
   Args:
-    x: Map [b, h, w, c].
+    x: Map.
     kernel_size: Odd side k of the window.
     num_groups: Groups of images with statistics of their own.
 
   Returns:
-    The means of the copies and of their squares, float32 [groups, k*k, c].
+    The means of the copies and of their squares.
   """
   _, h, w, c = x.shape
   x = x.astype(jnp.float32).reshape(num_groups, -1, h, w, c)
@@ -48,25 +49,25 @@ def window_moments(
 
 
 def window_dense(
-  x: jax.Array,
-  factor: jax.Array,
-  offset: jax.Array,
-  kernel: jax.Array,
+  x: Float[Array, 'b h w c'],
+  factor: Float32[Array, 'g t c'],
+  offset: Float32[Array, 'g t c'],
+  kernel: Float[Array | np.ndarray, 't c f'],
   kernel_size: int,
-) -> jax.Array:
+) -> Float32[Array, 'b h w f']:
   """Scales and rectifies the window of each pixel, then a linear layer of it.
 
   out = sum over taps t of relu(x[t] * factor[t] + offset[t]) @ kernel[t].
 
   Args:
-    x: Map [b, h, w, c].
-    factor: float32 [groups, k*k, c]; a group is b / groups images.
-    offset: float32 [groups, k*k, c].
-    kernel: Weights [k*k, c, m].
-    kernel_size: Odd side k of the window.
+    x: Map.
+    factor: Factor of each tap; a group is b / g images.
+    offset: Summand of each tap.
+    kernel: Weights of each tap.
+    kernel_size: Odd side of the window.
 
   Returns:
-    float32 [b, h, w, m].
+    The sums over the taps.
   """
   groups, taps, c = factor.shape
 
@@ -87,29 +88,30 @@ def window_dense(
 
 
 def patchwise_aggregation(
-  v: jax.Array,
-  hidden: jax.Array,
-  kernel: jax.Array,
-  bias: jax.Array,
+  v: Float[Array, 'b h w c'],
+  hidden: Float[Array, 'b h w f'],
+  kernel: Float[Array | np.ndarray, 't f planes'],
+  bias: Float[Array | np.ndarray, 't planes'],
   kernel_size: int,
-) -> jax.Array:
+) -> Float[Array, 'b h w c']:
   """Sums the window of v with weights that are linear in hidden features.
 
-  out[c] = sum over taps t of v[t, c] * (hidden @ kernel[t] + bias[t])[c % g].
+  out[c] = sum over taps t of v[t, c] * weights[t, c % planes],
+  weights[t] = hidden @ kernel[t] + bias[t].
 
   Source: hszhao/SAN lib/sa/functions/aggregation_refpad.py and the last layer
-  of `conv_w`. The weights are not normalised; channel c has weight plane
-  c mod g, so that planes are interleaved, not contiguous.
+  of `conv_w`. The weights are not normalised; channel c has plane
+  c % planes of the weights, so that planes are interleaved, not contiguous.
 
   Args:
-    v: Values [b, h, w, c], c a multiple of g.
-    hidden: Hidden features [b, h, w, m].
-    kernel: Weights [k*k, m, g].
-    bias: [k*k, g].
-    kernel_size: Odd side k of the window.
+    v: Values; c is a multiple of the planes.
+    hidden: Hidden features.
+    kernel: Weights of the linear layer.
+    bias: Bias of the linear layer.
+    kernel_size: Odd side of the window.
 
   Returns:
-    [b, h, w, c] in the dtype of v.
+    The sums in the dtype of v.
   """
   taps, _, planes = kernel.shape
   shape = (*v.shape[:3], -1, planes)

@@ -6,33 +6,34 @@ it to read and to test, not to train.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import windows
 
 
 def local_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  position: jax.Array | None = None,
+  q: Float[Array, 'b h w n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+  position: Float[Array, 'h w d'] | None = None,
   *,
   kernel_size: int = 7,
   strides: int = 1,
   dilation: int = 1,
-) -> jax.Array:
+) -> Float[Array, 'b ho wo n d']:
   """Softmax attention of each pixel over the window around it (eq. 1, 2).
 
   Args:
-    q: Queries [b, h, w, n, d]; every `strides`-th pixel is used.
-    k: Keys [b, h, w, n, d].
-    v: Values [b, h, w, n, d].
-    position: Encoding of each pixel [h, w, d], shared by images and heads.
+    q: Queries, not scaled; every `strides`-th pixel is used.
+    k: Keys.
+    v: Values.
+    position: Encoding of each pixel, shared by images and heads.
     kernel_size: Odd side of the window.
     strides: Pixels between queries.
     dilation: Pixels between neighbouring keys of a window.
 
   Returns:
-    [b, ceil(h / strides), ceil(w / strides), n, d].
+    The sums of the values.
   """
   h, w, d = q.shape[1], q.shape[2], q.shape[4]
   if position is None:
@@ -54,28 +55,27 @@ def local_attention(
 
 
 def shift_convolution(
-  maps: jax.Array,
-  fc_kernel: jax.Array,
-  depthwise_kernel: jax.Array,
-  offset: jax.Array | None = None,
+  maps: Float[Array, 'b h w m d'],
+  fc_kernel: Float[Array, 'm t'],
+  depthwise_kernel: Float[Array, 'kh kw t f'],
+  offset: Float[Array, '#b #h #w #t #d'] | None = None,
   *,
   strides: int = 1,
   dilation: int = 1,
-) -> jax.Array:
+) -> Float[Array, 'b ho wo f']:
   """Mixes m maps into t and sums them, each shifted by a small kernel.
 
   Args:
-    maps: [b, h, w, m, d].
-    fc_kernel: Fully connected weights [m, t], shared by the d channels.
-    depthwise_kernel: [kh, kw, t, d * n]; group c // n of output channel c is
-      channel c // n of the maps.
-    offset: Added to the mixed maps before zero padding; it broadcasts to
-      [b, h, w, t, d].
+    maps: Projections.
+    fc_kernel: Fully connected weights, shared by the d channels.
+    depthwise_kernel: Weights of d groups with n = f / d outputs each: output
+      channel c reads channel c // n of the maps.
+    offset: Added to the mixed maps before zero padding.
     strides: Pixels between outputs.
     dilation: Pixels between neighbouring taps.
 
   Returns:
-    [b, ceil(h / strides), ceil(w / strides), d * n].
+    The sums of the shifted maps.
   """
   b, h, w, _, d = maps.shape
   mixed = jnp.einsum('bhwmd,mt->bhwtd', maps, fc_kernel)

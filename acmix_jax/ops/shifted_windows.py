@@ -1,34 +1,34 @@
 """Windows that tile a map: Swin's attention, its bias, shift and padding."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int, Int32
 
 from acmix_jax.ops import attention
 
 
 def window_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  bias: jax.Array,
-  regions: np.ndarray | None = None,
+  q: Float[Array, 'b h w n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+  bias: Float[Array, 'n t t'],
+  regions: Int[np.ndarray, 'h w'] | None = None,
   *,
   window_size: int,
-) -> jax.Array:
+) -> Float[Array, 'b h w n d']:
   """Attention of each pixel to the pixels of its own window and region.
 
   Args:
-    q: Queries [b, h, w, n, d]; h and w are multiples of the window's side s.
-    k: Keys [b, h, w, n, d].
-    v: Values [b, h, w, n, d].
-    bias: [n, s*s, s*s], added to the scaled logits.
-    regions: int [h, w] of `shift_regions`; None: all is one region.
-    window_size: Side s of a window.
+    q: Queries, not scaled; h and w are multiples of the window's side.
+    k: Keys.
+    v: Values.
+    bias: Added to the scaled logits of a query (first) and a key.
+    regions: What `shift_regions` gives; None: all is one region.
+    window_size: Side of a window.
 
   Returns:
-    [b, h, w, n, d].
+    Sums of values in the dtype of v.
   """
   b, h, w, n, d = q.shape
   side = window_size
@@ -47,18 +47,21 @@ def window_attention(
   return out.swapaxes(2, 3).reshape(q.shape)
 
 
-def relative_bias(table: jax.Array, window_size: int) -> jax.Array:
+def relative_bias(
+  table: Float[Array | np.ndarray, 'offsets n'], window_size: int
+) -> Float[Array, 'n t t']:
   """The bias of each pair of pixels of a window, from one entry an offset.
 
   The pixels of a window see the table shifted by their own position: 2 * s
   slices, whose gradient is a sum where that of a gather would be a scatter.
 
   Args:
-    table: [(2s - 1)**2, n], row-major in (query - key) from 1 - s to s - 1.
+    table: Entries of the (2s - 1)**2 offsets (query - key), row-major from
+      1 - s to s - 1.
     window_size: Side s of a window.
 
   Returns:
-    [n, s*s, s*s], query before key.
+    The bias of a query (first) and a key.
   """
   s = window_size
   offsets = table.reshape(2 * s - 1, 2 * s - 1, -1)[::-1, ::-1]
@@ -75,7 +78,7 @@ def relative_bias(table: jax.Array, window_size: int) -> jax.Array:
 
 def shift_regions(
   height: int, width: int, window_size: int, shift: int
-) -> np.ndarray | None:
+) -> Int32[np.ndarray, 'h w'] | None:
   """Which pixels of a padded and rolled map may attend to one another.
 
   Args:
@@ -85,7 +88,7 @@ def shift_regions(
     shift: Rows and columns the padded map was rolled by, up and left.
 
   Returns:
-    int32 [h, w] of the padded map, or None where all is one region: 0 for
+    Numbers of the padded map's pixels, or None where all is one region: 0 for
     pixels that kept their place among their neighbours, 1 to 3 for those rolled
     from an opposite border, -1 for padding.
   """

@@ -1,8 +1,8 @@
 """Geometry of odd square windows: reach, sizes, and the checks of both."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 
 def reach(kernel_size: int, dilation: int = 1) -> int:
@@ -51,7 +51,7 @@ def check_reflection(
     )
 
 
-def reflected(size: int, pad: int) -> np.ndarray:
+def reflected(size: int, pad: int) -> Int[np.ndarray, ' positions']:
   """Pixel at each position of a line that is padded by reflection.
 
   The edge is not repeated: `reflected(4, 2)` is 2 1 0 1 2 3 2 1.
@@ -61,12 +61,14 @@ def reflected(size: int, pad: int) -> np.ndarray:
     pad: Pixels added at each end.
 
   Returns:
-    int array [size + 2 * pad] of values in 0..size-1.
+    Pixels in 0..size-1 of the size + 2 * pad positions.
   """
   return np.pad(np.arange(size), pad, mode='reflect')
 
 
-def reflect(x: jax.Array, pad: int) -> jax.Array:
-  """Pads rows and columns of [b, h, w, ...] by `reflected` pixels."""
+def reflect(
+  x: Float[Array, 'b h w *c'], pad: int
+) -> Float[Array, 'b h+2*{pad} w+2*{pad} *c']:
+  """Pads rows and columns by `reflected` pixels."""
   width = ((0, 0), (pad, pad), (pad, pad)) + ((0, 0),) * (x.ndim - 3)
   return jnp.pad(x, width, mode='reflect')

@@ -8,14 +8,17 @@ import functools
 import itertools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import windows
 
 
-def convolution(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+def convolution(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, 'kh kw c f'], strides: int
+) -> Float[Array, 'b ho wo f']:
   """Convolution with zeros around the map, as many as keep its size.
 
   On CPU a 1x1 kernel is a product: XLA computes the gradient of the kernel of
@@ -23,12 +26,9 @@ def convolution(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
   as long.
 
   Args:
-    x: Map [b, h, w, c].
-    kernel: Weights [k, k, c, n], k odd.
+    x: Map.
+    kernel: Weights; both sides are odd.
     strides: Pixels between outputs.
-
-  Returns:
-    [b, ceil(h / strides), ceil(w / strides), n].
   """
   convolve = functools.partial(
     lax.conv_general_dilated,
@@ -46,9 +46,12 @@ def convolution(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
 
 
 def dense(
-  x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **options: Any
-) -> jax.Array:
-  """`lax.dot_general` of [..., c] by [c, n], as `nn.Dense` calls it.
+  x: Float[Array, '*b c'],
+  kernel: Float[Array, 'c f'],
+  dimension_numbers: Any,
+  **options: Any,
+) -> Float[Array, '*b f']:
+  """`lax.dot_general` over the channels, as `nn.Dense` calls it.
 
   On CPU x is a matrix: for the gradient of the kernel, a sum over several axes,
   XLA would transpose x together with all that computes it, pixel by pixel.
@@ -72,7 +75,9 @@ def _multiply(x, kernel, **options):
   return y.reshape(*x.shape[:-1], -1)
 
 
-def max_pool(x: jax.Array, size: int, padding: int = 0) -> jax.Array:
+def max_pool(
+  x: Float[Array, 'b h w c'], size: int, padding: int = 0
+) -> Float[Array, 'b ho wo c']:
   """The largest pixel of each window, at every second row and column.
 
   The gradient goes to the first of equals, as in PyTorch. On CPU the positions
@@ -80,12 +85,12 @@ def max_pool(x: jax.Array, size: int, padding: int = 0) -> jax.Array:
   the gradient with maps of indices, which takes eight times as long.
 
   Args:
-    x: Map [b, h, w, c].
+    x: Map.
     size: Side of a window.
     padding: Pixels added to each side, which are never the largest.
 
   Returns:
-    [b, h', w', c] with h' = (h + 2 * padding - size) // 2 + 1.
+    The maxima: ho = (h + 2 * padding - size) // 2 + 1, wo likewise.
   """
   pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
@@ -113,8 +118,10 @@ def max_pool(x: jax.Array, size: int, padding: int = 0) -> jax.Array:
   return lax.platform_dependent(x, cpu=compare, default=pool)
 
 
-def add_to_each(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Adds y [...] to each image of x [b, ...].
+def add_to_each(
+  x: Float[Array, 'b *pixels c'], y: Float[Array | np.ndarray, '*pixels c']
+) -> Float[Array, 'b *pixels c']:
+  """Adds y to each image of x.
 
   The gradient of y is a product with ones: XLA on CPU takes about 30 times as
   long to sum a few images. Elsewhere it knows the product for a sum.
@@ -124,7 +131,7 @@ def add_to_each(x: jax.Array, y: jax.Array) -> jax.Array:
   return x + jnp.einsum('b,...->b...', ones, y, precision='highest')
 
 
-def zeros(x: jax.Array) -> jax.Array:
+def zeros(x: Float[Array, '*shape']) -> Float32[Array, '*shape']:
   """Float32 zeros of the shape of x that XLA cannot constant-fold.
 
   XLA on CPU makes the constant zeros of all loops of a program when it starts,
@@ -137,6 +144,6 @@ def zeros(x: jax.Array) -> jax.Array:
   return jnp.where(x > jnp.inf, x, 0)
 
 
-def zero(*arrays: jax.Array) -> jax.Array:
+def zero(*arrays: Float[Array, '...']) -> Float32[Array, '']:
   """One of `zeros`, for what all these arrays go into."""
   return zeros(sum(x[(0,) * x.ndim] for x in arrays))

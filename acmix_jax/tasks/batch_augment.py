@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 
 _ERASING_ATTEMPTS = 10
 
@@ -22,9 +23,9 @@ class RandomErasing:
   boxes until one fits is here the first that fits of ten drawn at once.
 
   Attributes:
-    probability: probability with which an image is erased.
-    area: least and greatest area of the box, as a share of the image.
-    ratio: least and greatest height / width of the box.
+    probability: Probability with which an image is erased.
+    area: Least and greatest area of the box, as a share of the image.
+    ratio: Least and greatest height / width of the box.
   """
 
   probability: float
@@ -41,8 +42,10 @@ class RandomErasing:
           'finite and above 0.'
         )
 
-  def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-    """Erases in [b, h, w, c] floats of unit variance."""
+  def __call__(
+    self, key: PRNGKeyArray, images: Float[Array, 'b h w c']
+  ) -> Float[Array, 'b h w c']:
+    """Erases in images of unit variance."""
     if not self.probability:
       return images
     count, height, width, _ = images.shape
@@ -54,9 +57,9 @@ class RandomErasing:
     return jnp.where(erased[..., None], noise, images)
 
   def sample_boxes(
-    self, key: jax.Array, count: int, height: int, width: int
-  ) -> jax.Array:
-    """Draws boxes [count, 4]: top, left, bottom, right; empty if none fits."""
+    self, key: PRNGKeyArray, count: int, height: int, width: int
+  ) -> Int32[Array, 'b 4']:
+    """Draws boxes: top, left, bottom, right in pixels; empty if none fits."""
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     attempts = (count, _ERASING_ATTEMPTS)
     low, high = (share * height * width for share in self.area)
@@ -92,11 +95,11 @@ class MixupCutmix:
   from another device only where a group spans devices.
 
   Attributes:
-    mixup_alpha: parameter of mixup's Beta(alpha, alpha); 0: no mixup.
-    cutmix_alpha: parameter of CutMix's Beta(alpha, alpha); 0: no CutMix.
-    probability: probability with which a group is blended at all.
-    switch_probability: probability of CutMix where mixup is on too.
-    group_size: images that share a draw: a GPU's batch in the sources. The
+    mixup_alpha: Parameter of mixup's Beta(alpha, alpha); 0: no mixup.
+    cutmix_alpha: Parameter of CutMix's Beta(alpha, alpha); 0: no CutMix.
+    probability: Probability with which a group is blended at all.
+    switch_probability: Probability of CutMix where mixup is on too.
+    group_size: Images that share a draw: a GPU's batch in the sources. The
       whole batch does where this does not divide it, and at 0.
   """
 
@@ -122,9 +125,12 @@ class MixupCutmix:
       )
 
   def __call__(
-    self, key: jax.Array, images: jax.Array, targets: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Blends floats [b, h, w, c] and distributions over classes [b, k]."""
+    self,
+    key: PRNGKeyArray,
+    images: Float[Array, 'b h w c'],
+    targets: Float[Array, 'b k'],
+  ) -> tuple[Float[Array, 'b h w c'], Float[Array, 'b k']]:
+    """Blends images and distributions over classes."""
     if not self.mixup_alpha and not self.cutmix_alpha:
       return images, targets
     count, height, width, _ = images.shape
@@ -137,9 +143,9 @@ class MixupCutmix:
     return images, _blend(targets, weights.mean(axis=(1, 2))[:, None, None])
 
   def sample_weights(
-    self, key: jax.Array, height: int, width: int
-  ) -> jax.Array:
-    """Draws the share [h, w] that each pixel keeps of its image."""
+    self, key: PRNGKeyArray, height: int, width: int
+  ) -> Float32[Array, 'h w']:
+    """Draws the share that each pixel keeps of its image."""
     cut_key, lambda_key, box_key, blend_key = jax.random.split(key, 4)
     cutmix = self.switch_probability if self.mixup_alpha else 1.0
     cut = jax.random.bernoulli(cut_key, cutmix if self.cutmix_alpha else 0.0)

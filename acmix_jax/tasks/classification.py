@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import metrics
+from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
 
 from acmix_jax import models
 from acmix_jax.data import order, pipeline, sources
@@ -17,20 +18,20 @@ from acmix_jax.tasks import batch_augment
 
 
 def smooth_labels(
-  labels: jax.Array, num_classes: int, smoothing: float, over: str
-) -> jax.Array:
+  labels: Int[Array, ' b'], num_classes: int, smoothing: float, over: str
+) -> Float32[Array, 'b k']:
   """Target distributions with part of the mass moved to other classes.
 
   Args:
-    labels: [b] integers.
-    num_classes: K.
-    smoothing: moved mass, in [0, 1).
-    over: 'others': K - 1 classes get smoothing / (K - 1) each, the label keeps
+    labels: Classes, from 0.
+    num_classes: Number of classes k.
+    smoothing: Moved mass, in [0, 1).
+    over: 'others': k - 1 classes get smoothing / (k - 1) each, the label keeps
       1 - smoothing (official ACmix and SAN code). 'all': every class gets
-      smoothing / K, the label that on top (timm, torch's label_smoothing).
+      smoothing / k, the label that on top (timm, torch's label_smoothing).
 
   Returns:
-    [b, K] float32; rows sum to 1, also where K is 1.
+    Distributions over the classes; rows sum to 1, also where k is 1.
   """
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
   if num_classes == 1:
@@ -41,15 +42,19 @@ def smooth_labels(
   return one_hot * (1 - smoothing) + smoothing / num_classes
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """-sum(targets * log_softmax(logits)) in float32: [b, K], [b, K] -> [b]."""
+def cross_entropy(
+  logits: Float[Array, 'b k'], targets: Float[Array, 'b k']
+) -> Float32[Array, ' b']:
+  """-sum(targets * log_softmax(logits)) over the classes, in float32."""
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   return -jnp.sum(targets * log_probs, axis=-1)
 
 
-def in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-  """1.0 where the label is among the k largest logits, [b, K], [b] -> [b]."""
-  _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+def in_top(
+  logits: Float[Array, 'b k'], labels: Int[Array, ' b'], count: int
+) -> Float32[Array, ' b']:
+  """1.0 where the label is among the `count` largest logits, else 0.0."""
+  _, best = jax.lax.top_k(logits, min(count, logits.shape[-1]))
   return jnp.any(best == labels[:, None], axis=-1).astype(jnp.float32)
 
 
@@ -68,8 +73,8 @@ class Evaluator:
   def __init__(self):
     self._metrics = EvalMetrics.empty()
 
-  def update(self, predictions: dict[str, np.ndarray]) -> None:
-    """Takes 'loss', 'top1', 'top5' and 'mask', each [b]."""
+  def update(self, predictions: dict[str, Shaped[np.ndarray, ' b']]) -> None:
+    """Takes 'loss', 'top1', 'top5' and 'mask' of each example."""
     self._metrics = self._metrics.merge(
       EvalMetrics.single_from_model_output(**predictions)
     )
@@ -105,7 +110,7 @@ class Classification:
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
-    ValueError: a smoothing, normalisation, transform or augmentation out of
+    ValueError: A smoothing, normalisation, transform or augmentation out of
       range, or what the data holds differs from `model.num_classes` or is of
       one class.
   """
@@ -227,7 +232,7 @@ class Classification:
     size = self.config.data.image_size
     return self.model.init(rng, jnp.zeros((1, size, size, 3)))
 
-  def _normalize(self, images: jax.Array) -> jax.Array:
+  def _normalize(self, images: UInt8[Array, 'b h w 3']):
     data = self.config.data
     mean = jnp.reshape(jnp.asarray(data.mean), (1, 1, 1, 3))
     std = jnp.reshape(jnp.asarray(data.std), (1, 1, 1, 3))
@@ -264,7 +269,7 @@ class Classification:
     return loss, (dict(model_state), results)
 
   def predict(self, params, model_state, batch):
-    """Per-example 'loss' (not smoothed), 'top1', 'top5' and 'mask', [b]."""
+    """'loss' (not smoothed), 'top1', 'top5' and 'mask' of each example."""
     logits = self.model.apply(
       {'params': params, **model_state},
       self._normalize(batch['image']),

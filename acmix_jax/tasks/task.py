@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 import ml_collections
 import numpy as np
+from jaxtyping import Array, Float32, PRNGKeyArray
 
 from acmix_jax import lookup
 from acmix_jax.tasks import classification
@@ -88,13 +89,13 @@ class Task(Protocol):
       split: 'train' or 'eval'.
     """
 
-  def init(self, rng: jax.Array) -> dict[str, Any]:
+  def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """Variables of the model: {'params', and what else it has}."""
 
   def loss(
-    self, params: Any, model_state: Any, batch: dict, rng: jax.Array
-  ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-    """(loss, (model_state, metrics)): float32 scalars, for training."""
+    self, params: Any, model_state: Any, batch: dict, rng: PRNGKeyArray
+  ) -> tuple[Float32[Array, ''], tuple[Any, dict[str, Float32[Array, '']]]]:
+    """(loss, (model_state, metrics)), for training."""
 
   def predict(self, params: Any, model_state: Any, batch: dict) -> Any:
     """What the evaluator needs of a batch, and no more: any tree of arrays.
@@ -116,6 +117,6 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
   """Task named by `config.task`.
 
   Raises:
-    ValueError: unknown name, or fields that the task refuses.
+    ValueError: Unknown name, or fields that the task refuses.
   """
   return lookup.find(_TASKS, config.task, 'task')(config)

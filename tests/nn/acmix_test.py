@@ -142,6 +142,7 @@ def test_acmix_is_attention_plus_convolution():
     ({'features': 32}, (1, 3, 8, 8), 'smallest side that works is 4'),
   ],
 )
+@pytest.mark.usefixtures('without_shape_checks')
 def test_acmix_names_what_is_wrong(options, shape, message):
   layer = acmix_jax.ACmix(**options)
   with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,4 +53,4 @@ def test_batch_norm_of_running_statistics_is_an_affine_map(mode):
 def test_an_unknown_mode_is_refused():
   norm = layers.BatchNorm(mode='fixed')
   with pytest.raises(ValueError, match="mode='fixed'; 'batch', 'running'"):
-    norm.init(jax.random.key(0), np.zeros((1, 2, 2, 3)), train=False)
+    norm.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), train=False)

@@ -83,7 +83,9 @@ def test_equals_unfolded_reference(kernel_size, train):
   x = np.random.default_rng(1).standard_normal((3, 5, 6, 12), np.float32)
   layer = patchwise_attention.PatchwiseAttention(16, kernel_size)
   variables = official.random_variables(layer, x, train=train)
-  got, _ = layer.apply(variables, x, train=train, mutable=['batch_stats'])
+  got, _ = layer.apply(
+    variables, jnp.asarray(x), train=train, mutable=['batch_stats']
+  )
   want, *_ = patchwise_reference(variables, x, kernel_size, train)
   official.assert_relative(got, want)
 
@@ -92,7 +94,9 @@ def test_running_statistics_are_those_of_unfolded_keys():
   x = np.random.default_rng(1).standard_normal((4, 5, 6, 12), np.float32)
   layer = patchwise_attention.PatchwiseAttention(16, 3, norm_groups=2)
   variables = official.random_variables(layer, x, train=False)
-  _, state = layer.apply(variables, x, train=True, mutable=['batch_stats'])
+  _, state = layer.apply(
+    variables, jnp.asarray(x), train=True, mutable=['batch_stats']
+  )
   _, q, k, _ = patchwise_reference(variables, x, 3, False)
   keys = unfold(k, 3).reshape(*q.shape[:3], -1)
   seen = np.concatenate([q, keys], -1).reshape(2, -1, 40)
@@ -125,14 +129,15 @@ def test_acmix_takes_six_maps_of_a_quarter_of_the_channels():
         here = connected[:, i : i + 5, j : j + 6, channel // 4]
         convolved[..., channel] += here @ taps
   want = params['alpha'] * attended + params['beta'] * convolved
-  official.assert_relative(layer.apply(variables, x, train=False), want)
+  got = layer.apply(variables, jnp.asarray(x), train=False)
+  official.assert_relative(got, want)
 
 
 def test_gradients_of_the_loop_are_those_of_the_unfolded_sum():
-  rng = np.random.default_rng(2)
-  x, hidden = rng.standard_normal((2, 2, 5, 6, 4), np.float32)
-  kernel = rng.standard_normal((9, 4, 2), np.float32)
-  bias = rng.standard_normal((9, 2), np.float32)
+  keys = jax.random.split(jax.random.key(2), 3)
+  x, hidden = jax.random.normal(keys[0], (2, 2, 5, 6, 4))
+  kernel = jax.random.normal(keys[1], (9, 4, 2))
+  bias = jax.random.normal(keys[2], (9, 2))
   rows, columns = (windows.reflected(size, 1) for size in (5, 6))
 
   def unfolded(v, hidden, kernel, bias):
@@ -157,7 +162,7 @@ def test_gradients_of_the_loop_are_those_of_the_unfolded_sum():
 
 
 def test_bfloat16_is_close_to_float32():
-  x = np.random.default_rng(1).standard_normal((2, 8, 8, 32), np.float32)
+  x = jax.random.normal(jax.random.key(1), (2, 8, 8, 32))
   exact = patchwise_attention.PatchwiseAttention(32, 3)
   layer = patchwise_attention.PatchwiseAttention(32, 3, dtype=jnp.bfloat16)
   variables = official.random_variables(exact, x, train=False)

@@ -83,7 +83,7 @@ def test_acmix_takes_keys_and_values_repeated_to_the_grid(
   layer = acmix.Hybrid(Attention(c, heads, reduction, parent=None))
   variables = official.random_variables(layer, x, grid=grid)
   params = variables['params']
-  got = layer.apply(variables, x, grid=grid)
+  got = layer.apply(variables, jnp.asarray(x), grid=grid)
   for image, sequence in zip(got, x, strict=True):
     attended, (q, k, v) = reference(
       params['attention'], sequence, grid, heads, reduction
@@ -108,7 +108,7 @@ def test_acmix_takes_keys_and_values_repeated_to_the_grid(
 
 
 def test_bfloat16_is_close_to_float32():
-  x = np.random.default_rng(1).standard_normal((2, 17, 32), np.float32)
+  x = jax.random.normal(jax.random.key(1), (2, 17, 32))
   exact, layer = (
     acmix.Hybrid(Attention(32, 2, 1, dtype, parent=None))
     for dtype in (None, jnp.bfloat16)

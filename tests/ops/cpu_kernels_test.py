@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,13 +48,6 @@ def layer_inputs(images):
   )
 
 
-def assert_close(results, wanted, **tolerance):
-  for result, want in zip(
-    *map(jax.tree.leaves, (results, wanted)), strict=True
-  ):
-    np.testing.assert_allclose(result, want, **tolerance)
-
-
 value_and_gradients = jax.value_and_grad(layer, (0, 1, 2))
 SAME = {'rtol': 1e-4, 'atol': 1e-3}
 
@@ -78,7 +72,9 @@ def test_attention_over_rows_of_several_vectors(shape, options):
     functools.partial(reference.local_attention, **options), q, k, v
   )
   dout = normal(3, *out.shape)
-  assert_close([out, *pullback(dout)], [want, *want_pullback(dout)], atol=2e-5)
+  chex.assert_trees_all_close(
+    [out, *pullback(dout)], [want, *want_pullback(dout)], atol=2e-5
+  )
 
 
 @needs_kernels
@@ -108,7 +104,7 @@ def test_convolution_of_several_blocks_of_maps(counts, n, options):
 
   want, want_pullback = jax.vjp(exact, maps, fc_kernel, depthwise_kernel)
   dout = normal(7, *out.shape)
-  assert_close(
+  chex.assert_trees_all_close(
     [out, pullback(dout)], [want, want_pullback(dout)], rtol=1e-4, atol=2e-3
   )
 
@@ -119,7 +115,7 @@ def test_results_do_not_depend_on_the_threads():
   run = jax.jit(value_and_gradients)
   first = run(*inputs)
   for _ in range(20):
-    assert_close(run(*inputs), first, rtol=0)
+    chex.assert_trees_all_close(run(*inputs), first, rtol=0)
 
 
 @needs_kernels
@@ -136,7 +132,7 @@ def test_devices_share_the_images(images, split):
   assert 'all-gather' not in compiled.as_text()
   results = compiled(x, *inputs[1:])
   assert results[1][0].sharding.is_equivalent_to(x.sharding, x.ndim)
-  assert_close(results, wanted, **SAME)
+  chex.assert_trees_all_close(results, wanted, **SAME)
 
 
 @needs_kernels
@@ -147,7 +143,7 @@ def test_sharded_images_without_a_mesh_in_context():
   spec = jax.sharding.PartitionSpec('data')
   x = jax.device_put(inputs[0], jax.sharding.NamedSharding(mesh, spec))
   run = jax.jit(value_and_gradients)
-  assert_close(run(x, *inputs[1:]), run(*inputs), **SAME)
+  chex.assert_trees_all_close(run(x, *inputs[1:]), run(*inputs), **SAME)
 
 
 @needs_kernels
@@ -157,7 +153,7 @@ def test_a_caller_may_split_the_images(check):
   implementation = 'auto' if check else 'cpu_kernel'
   run = functools.partial(layer, implementation=implementation)
   split = split_layer(run, check)
-  assert_close(jax.jit(split)(*inputs), layer(*inputs), **SAME)
+  chex.assert_trees_all_close(jax.jit(split)(*inputs), layer(*inputs), **SAME)
   # Results of the kernels would not vary, as jax would have to know.
   found = targets(split, *inputs)
   assert found == (0 if check else 2)
@@ -192,7 +188,7 @@ def test_vmap_is_a_loop():
     xs, fc_kernel, depthwise_kernel
   )
   wanted = jnp.stack([gradient(x, fc_kernel, depthwise_kernel) for x in xs])
-  assert_close(results, wanted, **SAME)
+  chex.assert_trees_all_close(results, wanted, **SAME)
 
 
 def targets(function, *args):
@@ -243,9 +239,9 @@ def test_without_enable_layers_export_and_split():
   gradient = jax.value_and_grad(run, (0, 1, 2))
   wanted = jax.jit(gradient)(*inputs)
   exported = jax.export.export(jax.jit(gradient), platforms=['cpu'])(*inputs)
-  assert_close(exported.call(*inputs), wanted, **SAME)
+  chex.assert_trees_all_close(exported.call(*inputs), wanted, **SAME)
   split = jax.value_and_grad(split_layer(run, check=True), (0, 1, 2))
-  assert_close(jax.jit(split)(*inputs), wanted, **SAME)
+  chex.assert_trees_all_close(jax.jit(split)(*inputs), wanted, **SAME)
 
 
 def test_what_the_kernels_do_not_serve_is_named():

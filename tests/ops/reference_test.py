@@ -9,9 +9,10 @@ from tests.ops import battery
 
 def test_the_reference_is_the_equation():
   """One pixel of eq. 1 and 2 by hand, at a corner, where windows mirror."""
-  q, k, v = (np.asarray(battery.normal(i, (1, 5, 6, 1, 3))) for i in range(3))
-  position = np.asarray(battery.normal(3, (5, 6, 3)))
-  out = reference.local_attention(q, k, v, position, kernel_size=3)
+  arrays = [battery.normal(i, (1, 5, 6, 1, 3)) for i in range(3)]
+  arrays.append(battery.normal(3, (5, 6, 3)))
+  out = reference.local_attention(*arrays, kernel_size=3)
+  q, k, v, position = map(np.asarray, arrays)
   query, here = q[0, 4, 0, 0], position[4, 0]
   neighbours = [(y, x) for y in (3, 4, 3) for x in (1, 0, 1)]
   logits = [

@@ -5,6 +5,7 @@ These tests run on CPU; what other platforms run is the reference.
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +27,12 @@ def check_equal(ours, reference, *args):
   expected, expected_pullback = jax.vjp(reference, *args)
   assert out.dtype == expected.dtype
   dout = random(9, *out.shape, dtype=out.dtype)
-  for a, b in zip(
-    (out, *pullback(dout)), (expected, *expected_pullback(dout)), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+  chex.assert_trees_all_close(
+    (out, pullback(dout)),
+    (expected, expected_pullback(dout)),
+    rtol=1e-5,
+    atol=1e-4,
+  )
 
 
 @pytest.mark.parametrize('side', [1, 3])

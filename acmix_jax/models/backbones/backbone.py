@@ -3,12 +3,17 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.nn import checks, remat
 
+# Maps by stage, 'stage1', 'stage2', ...; a class token [b, c] is an entry, too.
+Stages = dict[str, Float[Array, 'b *_pixels _c']]
+
 
 class Backbone(nn.Module, kw_only=True):
-  """Base of the backbones: images [b, h, w, 3] to maps of several stages.
+  """Base of the backbones: normalised images to maps of several stages.
 
     backbone(images, train=False)  # {'stage1': [b, h/4, w/4, c], ...}
 
@@ -28,8 +33,8 @@ class Backbone(nn.Module, kw_only=True):
   stage_sizes: tuple[int, ...]
   operator: str = 'attention'
   frozen_stages: int = 0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @property
@@ -75,13 +80,13 @@ class Backbone(nn.Module, kw_only=True):
     """Whether a stage (0: the stem) runs as in training."""
     return train and (stage > self.frozen_stages or not self.frozen_stages)
 
-  def _apply_blocks(self, stage: int, x: jax.Array, **context) -> jax.Array:
+  def _apply_blocks(self, stage, x, **context):
     """Applies the blocks of a stage; `self.blocks` has them by stage."""
     return remat.apply_blocks(
       self, lambda model: model.blocks[stage - 1], x, **context
     )
 
-  def _output(self, stage: int, x: jax.Array) -> jax.Array:
+  def _output(self, stage, x):
     """A stage's map, which passes no gradient on if the stage is frozen."""
     return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
 

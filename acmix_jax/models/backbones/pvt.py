@@ -8,6 +8,8 @@ was published: our reading is described in nn/spatial_reduction_attention.py.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import (
@@ -96,20 +98,19 @@ class PVT(backbone.Backbone):
 
   def __call__(
     self,
-    images: jax.Array,
+    images: Float[Array | np.ndarray, 'b h w 3'],
     *,
-    token: jax.Array | None = None,
+    token: Float[Array | np.ndarray, ' c'] | None = None,
     train: bool = False,
-  ) -> dict[str, jax.Array]:
-    """Maps images [b, h, w, 3] to {'stage1': [b, h/4, w/4, c], ...}.
+  ) -> backbone.Stages:
+    """Maps images to stages.
 
     Pixels that do not fill a patch are dropped.
 
     Args:
-      images: Normalised images [b, h, w, 3].
-      token: Class token [c], put in front of the last stage's sequence; the
-        result then has an entry 'token' [b, c]. None: no token, as in the
-        source's detectors.
+      images: Normalised images.
+      token: Class token, put in front of the last stage's sequence; the result
+        then has an entry 'token'. None: no token, as in the source's detectors.
       train: Whether to drop paths.
     """
     checks.check_map('PVT', images)
@@ -159,7 +160,7 @@ class PVT(backbone.Backbone):
     )
 
 
-def _resized(position: jax.Array, x: jax.Array) -> jax.Array:
+def _resized(position, x):
   """Position embeddings [h, w, c] for the map, interpolated if need be."""
   if position.shape != x.shape[1:]:
     # As PyTorch interpolates: no smoothing where the map is smaller.

@@ -9,8 +9,9 @@ overwrites it), and inputs may have any size that the windows fit.
 import functools
 from collections.abc import Callable
 
-import jax
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import acmix, checks, layers, local_attention
@@ -37,8 +38,10 @@ class Bottleneck(nn.Module):
   norm: Callable[..., nn.Module]
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Maps [b, h, w, c] to [b, ceil(h/s), ceil(w/s), 4 * width]."""
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b ho wo f']:
+    """Applies the block to a map."""
     features = _EXPANSION * self.width
     y = self.conv(self.width, 1, name='conv1')(x)
     y = nn.relu(self.norm(name='norm1')(y, train=train))
@@ -125,9 +128,9 @@ class ResNet(backbone.Backbone):
     ]
 
   def __call__(
-    self, images: jax.Array, *, train: bool = False
-  ) -> dict[str, jax.Array]:
-    """Maps images [b, h, w, 3] to {'stage1': [b, h/4, w/4, c], ...}."""
+    self, images: Float[Array | np.ndarray, 'b h w 3'], *, train: bool = False
+  ) -> backbone.Stages:
+    """Maps normalised images to stages, whose sides are rounded up."""
     checks.check_map('ResNet', images)
     x = self.stem_conv(images.astype(self.dtype))
     x = nn.relu(self.stem_norm(x, train=self._trains(0, train)))

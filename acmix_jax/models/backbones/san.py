@@ -10,9 +10,11 @@ the complete readings it is the one whose cost is nearest the paper's Table 1.
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import acmix, checks, layers, patchwise_attention, remat
@@ -33,12 +35,14 @@ class Block(nn.Module):
 
   operator: nn.Module
   norm: Callable[..., nn.Module]
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Maps [b, h, w, c] to the same shape."""
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b h w c']:
+    """Applies the block to a map."""
     y = nn.relu(self.norm(name='norm1')(x, train=train))
     y = self.operator(y, train=train)
     y = nn.relu(self.norm(name='norm2')(y, train=train))
@@ -127,9 +131,9 @@ class SAN(backbone.Backbone):
     self.norms = [norm(name=f'{name}_norm') for name in self.channels]
 
   def __call__(
-    self, images: jax.Array, *, train: bool = False
-  ) -> dict[str, jax.Array]:
-    """Maps images [b, h, w, 3] to {'stage1': [b, h/4, w/4, c], ...}.
+    self, images: Float[Array | np.ndarray, 'b h w 3'], *, train: bool = False
+  ) -> backbone.Stages:
+    """Maps normalised images to stages.
 
     A pixel beyond a multiple of 2 is dropped where a map is halved.
     """

@@ -6,9 +6,11 @@ any size. As in Swin's detectors, zeros are added right and below for whole
 patches and whole groups of four to merge; windows: see nn/window_attention.py.
 """
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from acmix_jax.models.backbones import backbone
 from acmix_jax.nn import acmix, checks, transformer, window_attention
@@ -24,12 +26,12 @@ class PatchMerging(nn.Module):
   """
 
   features: int
-  dtype: jnp.dtype | None = None
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [b, h, w, c] to [b, ceil(h/2), ceil(w/2), features]."""
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
+    """Halves a map; sides are rounded up."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     x = _whole(x, 2)
     b, h, w, c = x.shape
@@ -111,12 +113,9 @@ class Swin(backbone.Backbone):
     ]
 
   def __call__(
-    self, images: jax.Array, *, train: bool = False
-  ) -> dict[str, jax.Array]:
-    """Maps images [b, h, w, 3] to {'stage1': [b, ceil(h/4), ...], ...}.
-
-    Sides are rounded up at every stage.
-    """
+    self, images: Float[Array | np.ndarray, 'b h w 3'], *, train: bool = False
+  ) -> backbone.Stages:
+    """Maps normalised images to stages, whose sides are rounded up."""
     checks.check_map('Swin', images)
     x = self.stage1_embed(_whole(images.astype(self.dtype), self.patch_size))
     stages = {}
@@ -144,7 +143,7 @@ class Swin(backbone.Backbone):
     )
 
 
-def _whole(x: jax.Array, size: int) -> jax.Array:
+def _whole(x, size: int):
   """Adds zeros right and below until the map is made of whole patches."""
   _, h, w, _ = x.shape
   return jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))

@@ -1,6 +1,6 @@
 """Attention of each pixel over the window around it, reflected at borders."""
 
-import jax
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import implementations, windows
 from acmix_jax.ops.local_attention import (
@@ -47,16 +47,16 @@ IMPLEMENTATIONS = (
 
 
 def local_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  position: jax.Array | None = None,
+  q: Float[Array, 'b h w n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+  position: Float[Array, 'h w d'] | None = None,
   *,
   kernel_size: int = 7,
   strides: int = 1,
   dilation: int = 1,
   implementation: str = 'auto',
-) -> jax.Array:
+) -> Float[Array, 'b ho wo n d']:
   """Softmax attention over a window of each pixel (paper eq. 1, 2).
 
     logits = d**-0.5 * q . (k + position[query] - position[key])
@@ -70,10 +70,10 @@ def local_attention(
   and fails.
 
   Args:
-    q: Queries [b, h, w, n, d], not scaled; every `strides`-th pixel is used.
-    k: Keys [b, h, w, n, d].
-    v: Values [b, h, w, n, d].
-    position: Encoding of each pixel [h, w, d], shared by images and heads.
+    q: Queries, not scaled; every `strides`-th pixel is used.
+    k: Keys.
+    v: Values.
+    position: Encoding of each pixel, shared by images and heads.
     kernel_size: Odd side of the window in keys.
     strides: Pixels between queries.
     dilation: Pixels between neighbouring keys of a window.
@@ -81,7 +81,7 @@ def local_attention(
       same numbers up to rounding.
 
   Returns:
-    [b, ceil(h / strides), ceil(w / strides), n, d] in the dtype of v.
+    Sums of values in the dtype of v.
 
   Raises:
     ValueError: Shapes disagree, the window is not centred, the map is too

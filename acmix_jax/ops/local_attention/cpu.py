@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from acmix_jax import cpu_kernels
 from acmix_jax.ops import sharding
@@ -37,8 +38,11 @@ def why_slower(problem: geometry.Problem) -> str | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-  problem: geometry.Problem, q: jax.Array, k: jax.Array, v: jax.Array
-) -> jax.Array:
+  problem: geometry.Problem,
+  q: Float[Array, 'b ho wo n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
   Has one reverse gradient and no forward one. Several devices share the images
@@ -46,12 +50,12 @@ def attend(
 
   Args:
     problem: Sizes of the arrays and the window.
-    q: Queries [b, ho, wo, n, d].
-    k: Keys [b, h, w, n, d], scaled.
-    v: Values [b, h, w, n, d].
+    q: Queries.
+    k: Keys, scaled.
+    v: Values.
 
   Returns:
-    [b, ho, wo, n, d].
+    Sums of values in the dtype of v.
   """
 
   def call(q, k, v):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Int
 
 from acmix_jax.ops import sharding, windows
 
@@ -48,14 +49,14 @@ class Problem(NamedTuple):
 
 
 def describe(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
+  q: Float[Array | jax.ShapeDtypeStruct, 'b ho wo n d'],
+  k: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
+  v: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
   kernel_size: int,
   strides: int,
   dilation: int,
 ) -> Problem:
-  """The problem of q [b, ho, wo, n, d], k and v [b, h, w, n, d]."""
+  """The problem of these queries, keys and values."""
   return Problem(
     queries=q.shape[1:3],
     keys=k.shape[1:3],
@@ -70,8 +71,11 @@ def describe(
 
 
 def log_counts(
-  query: jax.Array, key: jax.Array, size: int, problem: Problem
-) -> jax.Array:
+  query: Int[Array | np.ndarray, '*#pixels'],
+  key: Int[Array | np.ndarray, '*#pixels'],
+  size: int,
+  problem: Problem,
+) -> Float32[Array, '*pixels']:
   """Log of how often `key` occurs in the reflected window of `query`.
 
   A key beyond the border is a pixel of the map seen again in the mirror. Added
@@ -80,13 +84,13 @@ def log_counts(
   the logarithms of rows and columns add up.
 
   Args:
-    query: int32 pixels in the centre of a window.
-    key: int32 pixels of any kind, broadcast against `query`.
+    query: Pixels in the centre of a window.
+    key: Pixels of any kind, broadcast against `query`.
     size: Pixels of the line.
     problem: Description of the window.
 
   Returns:
-    float32; -inf where the key is not in the window or not in the line.
+    -inf where the key is not in the window or not in the line.
   """
   last = size - 1
 
@@ -105,7 +109,9 @@ def log_counts(
   )
 
 
-def dot(x: jax.Array, y: jax.Array, axis_x: int, axis_y: int) -> jax.Array:
-  """Product of two matrices over one axis of each, in float32."""
+def dot(
+  x: Float[Array, '_ _'], y: Float[Array, '_ _'], axis_x: int, axis_y: int
+) -> Float32[Array, '_ _']:
+  """Product of two matrices over one axis of each."""
   axes = ((axis_x,), (axis_y,)), ((), ())
   return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)

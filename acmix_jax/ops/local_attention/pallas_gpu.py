@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import sharding
 from acmix_jax.ops.local_attention import geometry
@@ -284,11 +285,11 @@ def why_not(problem: geometry.Problem) -> str | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def attend(
   problem: geometry.Problem,
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
+  q: Float[Array, 'b ho wo n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
   interpret: Any = False,
-) -> jax.Array:
+) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
   Has one reverse gradient and no forward one. Several devices share the images
@@ -296,14 +297,14 @@ def attend(
 
   Args:
     problem: Sizes of the arrays and the window.
-    q: Queries [b, ho, wo, n, d].
-    k: Keys [b, h, w, n, d], scaled.
-    v: Values [b, h, w, n, d].
+    q: Queries.
+    k: Keys, scaled.
+    v: Values.
     interpret: `interpret` of `pallas_call`: True runs plain operations, on any
       machine.
 
   Returns:
-    [b, ho, wo, n, d] in the dtype of v.
+    Sums of values in the dtype of v.
   """
 
   def call(q, k, v):

@@ -3,24 +3,28 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import cost_marks, windows
 from acmix_jax.ops.local_attention import geometry
 
 
 def attend(
-  problem: geometry.Problem, q: jax.Array, k: jax.Array, v: jax.Array
-) -> jax.Array:
+  problem: geometry.Problem,
+  q: Float[Array, 'b ho wo n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+) -> Float[Array, 'b ho wo n d']:
   """Softmax attention; the copies take k*k times the memory of k and v.
 
   Args:
     problem: Sizes of the arrays and the window.
-    q: Queries [b, ho, wo, n, d].
-    k: Keys [b, h, w, n, d], scaled.
-    v: Values [b, h, w, n, d].
+    q: Queries.
+    k: Keys, scaled.
+    v: Values.
 
   Returns:
-    [b, ho, wo, n, d] in the dtype of v.
+    Sums of values in the dtype of v.
   """
   logits = jnp.einsum(
     'bhwnd,bhwndt->bhwnt',

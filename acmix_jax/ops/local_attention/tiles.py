@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import xla_cpu
 from acmix_jax.ops.local_attention import geometry
@@ -89,20 +90,23 @@ class _Side(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-  problem: geometry.Problem, q: jax.Array, k: jax.Array, v: jax.Array
-) -> jax.Array:
+  problem: geometry.Problem,
+  q: Float[Array, 'b ho wo n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
   Has one reverse gradient and no forward one.
 
   Args:
     problem: Sizes of the arrays and the window.
-    q: Queries [b, ho, wo, n, d].
-    k: Keys [b, h, w, n, d], scaled.
-    v: Values [b, h, w, n, d].
+    q: Queries.
+    k: Keys, scaled.
+    v: Values.
 
   Returns:
-    [b, ho, wo, n, d] in the dtype of v.
+    Sums of values in the dtype of v.
   """
   return _fwd(problem, q, k, v)[0]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
 
 from acmix_jax.ops import implementations, windows, xla_cpu
 from acmix_jax.ops.shift_convolution import (
@@ -47,21 +48,21 @@ IMPLEMENTATIONS = (
 
 
 def shift_convolution(
-  maps: Sequence[jax.Array],
-  fc_kernel: jax.Array,
-  depthwise_kernel: jax.Array,
-  fc_bias: jax.Array | None = None,
+  maps: Sequence[Float[Array, 'b _h _w _m d']],
+  fc_kernel: Float[Array | np.ndarray, 'm t'],
+  depthwise_kernel: Float[Array | np.ndarray, 'kh kw t f'],
+  fc_bias: Float[Array | np.ndarray, ' t'] | None = None,
   *,
-  valid: np.ndarray | None = None,
+  valid: Bool[np.ndarray, 'h w'] | None = None,
   strides: int = 1,
   dilation: int = 1,
   implementation: str = 'auto',
-) -> jax.Array:
+) -> Float[Array, 'b ho wo f']:
   """Mixes m maps into t by a fully connected layer, then convolves d groups.
 
   Maps of a coarser grid than the first are mixed on their own grid, as the
   fully connected layer sees one pixel, and repeated to the grid of the first:
-  each pixel h // h_i times along the rows, the last one until all rows are
+  of h' rows each is repeated h // h' times, the last one until all h rows are
   filled; columns likewise.
 
   Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py, `fc` and `dep_conv`. It
@@ -70,15 +71,14 @@ def shift_convolution(
   initialisation removes the one it declares.
 
   Args:
-    maps: Projections, each [b, h_i, w_i, m_i, d] with one map a head; m is the
-      sum of the m_i. Those of the first one's grid [h, w] come first; the
-      others share one grid.
-    fc_kernel: Weights of the fully connected layer [m, t], shared by the d
-      channels.
-    depthwise_kernel: [k, k, t, d * n]; group c // n of output channel c is
-      channel c // n of the maps. `shift_kernel` is its start value.
-    fc_bias: Bias of the fully connected layer [t].
-    valid: bool [h, w] of numpy, where the bias is added; None: everywhere.
+    maps: Projections with one map a head, m maps in all. Those of the first
+      one's grid come first; the others share one grid.
+    fc_kernel: Weights of the fully connected layer, shared by the d channels.
+    depthwise_kernel: Weights of d groups with n = f / d outputs each: output
+      channel c reads channel c // n of the maps. `shift_kernel` is its start
+      value.
+    fc_bias: Bias of the fully connected layer.
+    valid: Where the bias is added, on the first one's grid; None: everywhere.
     strides: Pixels between outputs.
     dilation: Pixels between neighbouring taps.
     implementation: 'auto', or a name of `IMPLEMENTATIONS`; all compute the
@@ -86,7 +86,7 @@ def shift_convolution(
       have a reverse gradient of the first order only.
 
   Returns:
-    [b, ceil(h / strides), ceil(w / strides), d * n] in the dtype of maps.
+    The convolved maps in the dtype of the first.
 
   Raises:
     ValueError: Shapes disagree, a window is not centred, or the implementation
@@ -97,7 +97,8 @@ def shift_convolution(
   for side in depthwise_kernel.shape[:2]:
     windows.check_window('shift_convolution', side, strides, dilation)
   fc_kernel, depthwise_kernel, fc_bias = jax.tree.map(
-    lambda x: x.astype(maps[0].dtype), (fc_kernel, depthwise_kernel, fc_bias)
+    lambda x: jnp.asarray(x, maps[0].dtype),
+    (fc_kernel, depthwise_kernel, fc_bias),
   )
   if valid is None:
     valid = np.ones(maps[0].shape[1:3], bool)
@@ -134,15 +135,17 @@ def shift_convolution(
   return out
 
 
-def shift_kernel(kernel_size: int, features: int) -> jax.Array:
+def shift_kernel(
+  kernel_size: int, features: int
+) -> Float32[Array, 'kh kw t f']:
   """The start value of the kernel: map t is moved by the t-th of k*k shifts.
 
   Args:
-    kernel_size: Odd k.
+    kernel_size: Odd side k.
     features: Output channels; all get the same shifts.
 
   Returns:
-    float32 [k, k, k * k, features], one where t == k * row + column.
+    Weights that are one where t == k * row + column, and zero elsewhere.
   """
   taps = kernel_size**2
   one_hot = jnp.eye(taps).reshape(kernel_size, kernel_size, taps, 1)

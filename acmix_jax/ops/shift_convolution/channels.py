@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import windows, xla_cpu
 from acmix_jax.ops.shift_convolution import geometry
@@ -124,9 +125,11 @@ class _Frame:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
-  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
-) -> jax.Array:
-  """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
+  problem: geometry.Problem,
+  maps: Sequence[Float[Array, 'b h w _m d']],
+  kernel: Float[Array, 'kh kw m f'],
+) -> Float[Array, 'b ho wo f']:
+  """Grouped convolution of the concatenated maps, a group for each channel.
 
   Has a reverse gradient of the first order only.
   """

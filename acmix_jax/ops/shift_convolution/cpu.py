@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from acmix_jax import cpu_kernels
 from acmix_jax.ops import sharding, windows
@@ -32,9 +33,11 @@ def why_not(problem: geometry.Problem) -> str | None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
-  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
-) -> jax.Array:
-  """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
+  problem: geometry.Problem,
+  maps: Sequence[Float[Array, 'b h w _m d']],
+  kernel: Float[Array, 'kh kw m f'],
+) -> Float[Array, 'b ho wo f']:
+  """Grouped convolution of the concatenated maps, a group for each channel.
 
   Has a reverse gradient of the first order only. Several devices share the
   images if `jax.set_mesh` names their mesh.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import sharding
 
@@ -29,9 +29,12 @@ class Problem(NamedTuple):
 
 
 def describe(
-  maps: Sequence[jax.Array], kernel: jax.Array, strides: int, dilation: int
+  maps: Sequence[Float[Array, 'b h w _m d']],
+  kernel: Float[Array, 'kh kw m f'],
+  strides: int,
+  dilation: int,
 ) -> Problem:
-  """The problem of maps [b, h, w, m, d] and a kernel [k, k, m, d * n]."""
+  """The problem of these maps and this kernel."""
   return Problem(
     dtype=kernel.dtype,
     depth=maps[0].shape[4],

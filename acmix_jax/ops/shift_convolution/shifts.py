@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import windows
 from acmix_jax.ops.shift_convolution import geometry
 
 
 def convolve(
-  problem: geometry.Problem, maps: Sequence[jax.Array], kernel: jax.Array
-) -> jax.Array:
-  """Grouped convolution of several [b, h, w, m, d] by [k, k, sum of m, d * n].
+  problem: geometry.Problem,
+  maps: Sequence[Float[Array, 'b h w _m d']],
+  kernel: Float[Array, 'kh kw m f'],
+) -> Float[Array, 'b ho wo f']:
+  """Grouped convolution of the concatenated maps, a group for each channel.
 
   Sums are kept in float32.
   """

@@ -2,7 +2,7 @@
 
 import re
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -38,8 +38,7 @@ def test_names_of_other_libraries_are_taken(other):
   # What the model can compute from its sizes is ignored.
   renamed['layers.0.blocks.1.attn_mask'] = np.zeros((64, 49, 49))
   renamed['features.1.0.attn.relative_position_index'] = np.zeros(49**2)
-  jax.tree.map(
-    np.testing.assert_array_equal,
+  chex.assert_trees_all_equal(
     acmix_jax.from_torch('swin_tiny', renamed),
     acmix_jax.from_torch('swin_tiny', state_dict),
   )

@@ -79,6 +79,7 @@ def test_large_logits_neither_overflow_nor_vanish():
     ),
   ],
 )
+@pytest.mark.usefixtures('without_shape_checks')
 def test_local_attention_names_what_is_wrong(shape, options, message):
   x = jax.ShapeDtypeStruct(shape, jnp.float32)
   run = functools.partial(local_attention.local_attention, **options)

@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,7 @@ def loss(q, k, v):
 
 
 SPLIT = jax.sharding.PartitionSpec(('data', 'model'))
+SAME = {'rtol': 1e-5, 'atol': 1e-6}
 value_and_gradients = jax.value_and_grad(loss, (0, 1, 2))
 
 
@@ -134,13 +136,6 @@ def on_one_device(count):
   return inputs, jax.jit(value_and_gradients)(*inputs)
 
 
-def assert_close(results, wanted):
-  for result, want in zip(
-    *map(jax.tree.leaves, (results, wanted)), strict=True
-  ):
-    np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-6)
-
-
 def test_devices_keep_their_own_images(mesh):
   inputs, wanted = on_one_device(8)
   split = jax.sharding.NamedSharding(mesh, SPLIT)
@@ -150,7 +145,7 @@ def test_devices_keep_their_own_images(mesh):
   assert 'all-gather' not in compiled.as_text()
   results = compiled(*inputs)
   assert all(x.sharding.spec == SPLIT for x in results[1])
-  assert_close(results, wanted)
+  chex.assert_trees_all_close(results, wanted, **SAME)
 
 
 def test_images_that_do_not_divide_are_computed_by_every_device(mesh):
@@ -158,7 +153,7 @@ def test_images_that_do_not_divide_are_computed_by_every_device(mesh):
   with jax.set_mesh(mesh):
     results = jax.jit(value_and_gradients)(*inputs)
   assert all(x.sharding.is_fully_replicated for x in results[1])
-  assert_close(results, wanted)
+  chex.assert_trees_all_close(results, wanted, **SAME)
 
 
 @pytest.mark.parametrize('axes', [('data',), ('data', 'model')])
@@ -178,7 +173,7 @@ def test_a_caller_may_split_the_images_over_some_axes(mesh, axes):
     axis_names=set(axes),
     check_vma=False,
   )
-  assert_close(jax.jit(split)(*inputs), wanted)
+  chex.assert_trees_all_close(jax.jit(split)(*inputs), wanted, **SAME)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

@@ -74,6 +74,7 @@ def test_implementations_equal_the_reference(name, case):
     ((6, 4), (2, 2, 4, 8), 'nearest that works: 3'),
   ],
 )
+@pytest.mark.usefixtures('without_shape_checks')
 def test_shift_convolution_names_what_is_wrong(
   fc_kernel, depthwise_kernel, message
 ):
@@ -92,6 +93,7 @@ def test_shift_convolution_names_what_is_wrong(
     ('valid', r'\(5, 5\)'),
   ],
 )
+@pytest.mark.usefixtures('without_shape_checks')
 def test_shift_convolution_names_the_shape_that_is_needed(name, needed):
   with pytest.raises(ValueError, match=f'{name} .* {needed} is needed'):
     shift_convolution.shift_convolution(
