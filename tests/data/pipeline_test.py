@@ -1,101 +1,29 @@
 """Batches: their order, shares, resumption, and damaged files."""
 
-import dataclasses
-import os
-import pathlib
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
-import psutil
 import pytest
 
 from acmix_jax.data import decode, pipeline, sources, transforms
 from tests import fake_data
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers(sources.LabelledImages):
-  """Images of one pixel, which is their index; some cannot be read."""
-
-  length: int
-  damaged: tuple[int, ...] = ()
-  class_names = ('0', '1', '2')
-
-  def __len__(self):
-    return self.length
-
-  def __getitem__(self, index):
-    if index in self.damaged:
-      return {'image': b'damaged', 'label': 0, 'name': f'number{index}'}
-    image = np.full((1, 1, 3), index, np.uint8)
-    label = np.int32(index % 3)
-    return {'image': image, 'label': label, 'name': f'number{index}'}
-
-
-@dataclasses.dataclass(frozen=True)
-class TwoCanvases(Numbers):
-  """Numbers on canvas 0, or on canvas 1 where they divide by 3."""
-
-  @property
-  def canvases(self):
-    return (np.arange(self.length) % 3 == 0).astype(np.int64)
-
-
-def add_noise(example, rng):
-  """Puts a random number into the last channel."""
-  image = example['image'].copy()
-  image[..., 2] = rng.integers(256)
-  return {**example, 'image': image}
-
-
-KEEP = transforms.Decode()
-NOISE = transforms.Compose((transforms.Decode(), add_noise))
-
-
-def take(batches, count):
-  taken = [next(batches) for _ in range(count)]
-  batches.close()
-  return taken
-
-
-def train(source, count, *, batch_size=8, seed=5, **kwargs):
-  batches = pipeline.train_batches(
-    source, NOISE, batch_size=batch_size, seed=seed, **kwargs
-  )
-  return take(batches, count)
-
-
-def indices(batches):
-  return np.concatenate([batch['image'][:, 0, 0, 0] for batch in batches])
-
-
-def assert_same(batches, expected):
-  assert len(batches) == len(expected)
-  for batch, other in zip(batches, expected, strict=True):
-    assert batch.keys() == other.keys()
-    for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key])
+from tests.data import numbers
 
 
 def test_batches_have_the_types_promised():
-  (batch,) = train(Numbers(20), 1)
+  (batch,) = numbers.train(numbers.Numbers(20), 1)
   assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
     'image': (np.dtype('uint8'), (8, 1, 1, 3)),
     'label': (np.dtype('int32'), (8,)),
     'mask': (np.dtype('bool'), (8,)),
   }
   assert batch['mask'].all()
-  np.testing.assert_array_equal(batch['label'], indices([batch]) % 3)
+  np.testing.assert_array_equal(batch['label'], numbers.indices([batch]) % 3)
 
 
 def test_each_epoch_is_a_new_order_with_new_noise():
-  stream = train(Numbers(20), 5)
-  epochs = indices(stream).reshape(2, 20)
+  stream = numbers.train(numbers.Numbers(20), 5)
+  epochs = numbers.indices(stream).reshape(2, 20)
   for epoch in epochs:
     np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
   noise = np.concatenate([batch['image'][:, 0, 0, 2] for batch in stream])
@@ -103,15 +31,15 @@ def test_each_epoch_is_a_new_order_with_new_noise():
   assert (epochs[0] != epochs[1]).sum() > 10
   by_image = [n[np.argsort(e)] for n, e in zip(noise, epochs, strict=True)]
   assert (by_image[0] != by_image[1]).sum() > 10
-  other_seed = indices(train(Numbers(20), 5, seed=6))
+  other_seed = numbers.indices(numbers.train(numbers.Numbers(20), 5, seed=6))
   assert (other_seed != epochs.ravel()).sum() > 20
 
 
 @pytest.mark.parametrize('length, shown', [(20, 7), (21, 7)])
 def test_repeats_show_an_image_thrice_in_a_row_with_new_noise(length, shown):
-  stream = train(Numbers(length), 8, repeats=3)
+  stream = numbers.train(numbers.Numbers(length), 8, repeats=3)
   noise = np.concatenate([batch['image'][:, 0, 0, 2] for batch in stream])
-  epochs = indices(stream)[: 2 * length].reshape(2, length)
+  epochs = numbers.indices(stream)[: 2 * length].reshape(2, length)
   for epoch in epochs:
     expected = np.repeat(epoch[::3], 3)[:length]
     np.testing.assert_array_equal(epoch, expected)
@@ -121,8 +49,8 @@ def test_repeats_show_an_image_thrice_in_a_row_with_new_noise(length, shown):
 
 
 def test_repeats_draw_from_the_order_without_repeats():
-  once = indices(train(Numbers(21), 8))
-  thrice = indices(train(Numbers(21), 8, repeats=3))
+  once = numbers.indices(numbers.train(numbers.Numbers(21), 8))
+  thrice = numbers.indices(numbers.train(numbers.Numbers(21), 8, repeats=3))
   for start in (0, 21):
     np.testing.assert_array_equal(
       thrice[start : start + 21 : 3], once[start : start + 7]
@@ -130,10 +58,10 @@ def test_repeats_draw_from_the_order_without_repeats():
 
 
 def test_repeats_resume_and_are_shared_by_processes():
-  straight = train(Numbers(20), 6, repeats=3)
+  straight = numbers.train(numbers.Numbers(20), 6, repeats=3)
   resumed = [
-    train(
-      Numbers(20),
+    numbers.train(
+      numbers.Numbers(20),
       4,
       repeats=3,
       start_step=2,
@@ -153,44 +81,45 @@ def test_repeats_resume_and_are_shared_by_processes():
 @pytest.mark.parametrize('start_step', [1, 2, 3, 7])
 def test_resume_continues_the_stream(start_step):
   # An epoch is 2.5 batches, so that steps 2 and 7 span its end.
-  straight = train(Numbers(20), 10)
-  resumed = train(Numbers(20), 10 - start_step, start_step=start_step)
-  assert_same(resumed, straight[start_step:])
+  straight = numbers.train(numbers.Numbers(20), 10)
+  resumed = numbers.train(
+    numbers.Numbers(20), 10 - start_step, start_step=start_step
+  )
+  numbers.assert_same(resumed, straight[start_step:])
 
 
 @pytest.mark.parametrize('threads', [0, 1, 3])
 def test_threads_do_not_change_the_stream(threads):
-  assert_same(train(Numbers(20), 6, threads=threads), train(Numbers(20), 6))
+  numbers.assert_same(
+    numbers.train(numbers.Numbers(20), 6, threads=threads),
+    numbers.train(numbers.Numbers(20), 6),
+  )
 
 
 @pytest.mark.parametrize('process_count', [2, 4])
 def test_blocks_of_the_processes_make_up_the_same_global_batches(process_count):
-  expected = train(Numbers(21), 6)
+  expected = numbers.train(numbers.Numbers(21), 6)
   shares = [
-    train(Numbers(21), 6, process_index=index, process_count=process_count)
+    numbers.train(
+      numbers.Numbers(21), 6, process_index=index, process_count=process_count
+    )
     for index in range(process_count)
   ]
   joined = [
     {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     for parts in zip(*shares, strict=True)
   ]
-  assert_same(joined, expected)
+  numbers.assert_same(joined, expected)
 
 
 def test_closed_batches_are_at_their_end():
-  batches = pipeline.train_batches(Numbers(20), KEEP, batch_size=8, seed=0)
+  batches = pipeline.train_batches(
+    numbers.Numbers(20), numbers.KEEP, batch_size=8, seed=0
+  )
   next(batches)
   batches.close()
   batches.close()
   assert list(batches) == []
-
-
-def evaluate(source, **kwargs):
-  batches = pipeline.eval_batches(source, KEEP, **kwargs)
-  result = list(batches)
-  damaged = batches.damaged
-  batches.close()
-  return result, damaged
 
 
 @pytest.mark.parametrize('length', [1, 7, 8, 9, 23, 24])
@@ -198,8 +127,8 @@ def evaluate(source, **kwargs):
 def test_evaluation_counts_every_image_once(length, process_count):
   seen, sizes = [], set()
   for index in range(process_count):
-    batches, _ = evaluate(
-      Numbers(length),
+    batches, _ = numbers.evaluate(
+      numbers.Numbers(length),
       batch_size=8,
       process_index=index,
       process_count=process_count,
@@ -216,9 +145,9 @@ def test_evaluation_counts_every_image_once(length, process_count):
 
 
 def test_damaged_image_is_replaced_by_the_next_in_training():
-  source = Numbers(20, damaged=(4, 5, 19))
-  replaced = indices(train(source, 5, max_damaged=3))
-  expected = indices(train(Numbers(20), 5))
+  source = numbers.Numbers(20, damaged=(4, 5, 19))
+  replaced = numbers.indices(numbers.train(source, 5, max_damaged=3))
+  expected = numbers.indices(numbers.train(numbers.Numbers(20), 5))
   for index, other in ((4, 6), (5, 6), (19, 0)):
     expected[expected == index] = other
   np.testing.assert_array_equal(replaced, expected)
@@ -226,7 +155,7 @@ def test_damaged_image_is_replaced_by_the_next_in_training():
 
 def test_damaged_images_are_logged_and_counted_once(caplog):
   batches = pipeline.train_batches(
-    Numbers(8, damaged=(3, 6)), KEEP, batch_size=8, seed=0
+    numbers.Numbers(8, damaged=(3, 6)), numbers.KEEP, batch_size=8, seed=0
   )
   assert batches.damaged == 0
   for _ in range(3):
@@ -242,13 +171,15 @@ def test_damaged_images_are_logged_and_counted_once(caplog):
 
 
 def test_damaged_image_is_masked_in_evaluation():
-  batches, damaged = evaluate(Numbers(10, damaged=(2,)), batch_size=4)
+  batches, damaged = numbers.evaluate(
+    numbers.Numbers(10, damaged=(2,)), batch_size=4
+  )
   mask = np.concatenate([batch['mask'] for batch in batches])
   np.testing.assert_array_equal(mask, [i < 10 and i != 2 for i in range(12)])
   assert damaged == 1
 
 
-class Marked(Numbers):
+class Marked(numbers.Numbers):
   """Numbers with a mark; of a blank it is minus the index."""
 
   def __getitem__(self, index):
@@ -259,7 +190,7 @@ class Marked(Numbers):
 
 
 def test_source_makes_the_blanks_and_no_key_is_lost():
-  (batch,), _ = evaluate(Marked(6, damaged=(2,)), batch_size=8)
+  (batch,), _ = numbers.evaluate(Marked(6, damaged=(2,)), batch_size=8)
   np.testing.assert_array_equal(batch['mark'], [0, 1, -2, 3, 4, 5, 0, -1])
   np.testing.assert_array_equal(batch['mask'], [1, 1, 0, 1, 1, 1, 0, 0])
 
@@ -267,13 +198,13 @@ def test_source_makes_the_blanks_and_no_key_is_lost():
 class MarkedWithoutBlanks(Marked):
   """The blanks lack the mark."""
 
-  blank = Numbers.blank
+  blank = numbers.Numbers.blank
 
 
 @pytest.mark.parametrize('threads', [0, 2])
 def test_keys_that_differ_within_a_batch_are_an_error(threads):
   with pytest.raises(ValueError, match="'mark' is in 6 of the 8 examples"):
-    evaluate(MarkedWithoutBlanks(6), batch_size=8, threads=threads)
+    numbers.evaluate(MarkedWithoutBlanks(6), batch_size=8, threads=threads)
 
 
 def test_shapes_that_differ_within_a_batch_are_an_error():
@@ -282,7 +213,7 @@ def test_shapes_that_differ_within_a_batch_are_an_error():
     index = example['image'][0, 0, 0]
     return {**example, 'image': np.zeros((1, 1 + index % 2, 3), np.uint8)}
 
-  batches = pipeline.eval_batches(Numbers(4), grow, batch_size=4)
+  batches = pipeline.eval_batches(numbers.Numbers(4), grow, batch_size=4)
   with pytest.raises(
     ValueError, match=r"'image' .* \[\(1, 1, 3\), \(1, 2, 3\)"
   ):
@@ -291,8 +222,8 @@ def test_shapes_that_differ_within_a_batch_are_an_error():
 
 def test_too_many_damaged_images_stop_the_run():
   batches = pipeline.train_batches(
-    Numbers(16, damaged=(1, 7, 12)),
-    KEEP,
+    numbers.Numbers(16, damaged=(1, 7, 12)),
+    numbers.KEEP,
     batch_size=16,
     seed=0,
     max_damaged=2,
@@ -306,11 +237,11 @@ def test_too_many_damaged_images_stop_the_run():
 
 
 def test_nothing_but_damaged_images_is_an_error():
-  source = Numbers(3, damaged=(0, 1, 2))
+  source = numbers.Numbers(3, damaged=(0, 1, 2))
   with pytest.raises(pipeline.TooManyDamagedError, match='number0'):
-    train(source, 1, max_damaged=100)
+    numbers.train(source, 1, max_damaged=100)
   with pytest.raises(pipeline.TooManyDamagedError, match='max_damaged=1'):
-    evaluate(source, batch_size=4, max_damaged=1)
+    numbers.evaluate(source, batch_size=4, max_damaged=1)
 
 
 def test_error_comes_from_workers_and_lists_at_most_twenty_files():
@@ -344,65 +275,6 @@ def test_damaged_and_missing_files_of_a_folder_are_named(tmp_path):
   assert str(missing) in str(error.value)
 
 
-def is_on_second_canvas(batch):
-  (value,) = set(batch['image'][:, 0, 0, 0] % 3 == 0)
-  return value
-
-
-def test_canvases_are_the_same_on_all_processes_and_after_a_resume():
-  straight = train(TwoCanvases(31), 20, batch_size=4)
-  kinds = [is_on_second_canvas(batch) for batch in straight]
-  assert 0 < sum(kinds) < 20
-  for index in range(2):
-    resumed = train(
-      TwoCanvases(31),
-      13,
-      batch_size=4,
-      start_step=7,
-      process_index=index,
-      process_count=2,
-    )
-    assert_same(
-      resumed,
-      [
-        {key: np.split(values, 2)[index] for key, values in batch.items()}
-        for batch in straight[7:]
-      ],
-    )
-
-
-def test_damaged_image_is_replaced_by_the_next_of_its_canvas():
-  damaged = (6, 7, 30)
-  expected = indices(train(TwoCanvases(31), 12, batch_size=4))
-  for index, other in ((6, 9), (7, 8), (30, 0)):
-    expected[expected == index] = other
-  got = indices(train(TwoCanvases(31, damaged), 12, batch_size=4))
-  np.testing.assert_array_equal(got, expected)
-
-
-@pytest.mark.parametrize('process_count', [1, 2])
-def test_evaluation_pads_each_canvas(process_count):
-  shares = [
-    evaluate(
-      TwoCanvases(31, damaged=(6,)),
-      batch_size=4,
-      process_index=index,
-      process_count=process_count,
-    )[0]
-    for index in range(process_count)
-  ]
-  # 20 images on canvas 0 and 11 on canvas 1.
-  assert {len(batches) for batches in shares} == {5 + 3}
-  seen = []
-  for parts in zip(*shares, strict=True):
-    numbers = np.concatenate(
-      [part['image'][part['mask'], 0, 0, 0] for part in parts]
-    )
-    assert len(set(numbers % 3 == 0)) == 1
-    seen.extend(numbers)
-  np.testing.assert_array_equal(np.sort(seen), np.delete(np.arange(31), 6))
-
-
 @pytest.mark.parametrize(
   'arguments, message',
   [
@@ -419,71 +291,11 @@ def test_evaluation_pads_each_canvas(process_count):
 )
 def test_bad_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.train_batches(Numbers(20), KEEP, **({'seed': 0} | arguments))
+    pipeline.train_batches(
+      numbers.Numbers(20), numbers.KEEP, **({'seed': 0} | arguments)
+    )
 
 
 def test_empty_source_is_an_error():
   with pytest.raises(ValueError, match='no images'):
-    evaluate(Numbers(0), batch_size=8)
-
-
-def test_workers_give_the_same_stream_and_end_with_close():
-  source = TwoCanvases(20, damaged=(4,))
-  expected = train(source, 5)
-  children = set(psutil.Process().children(recursive=True))
-  batches = pipeline.train_batches(
-    source, NOISE, batch_size=8, seed=5, workers=2
-  )
-  result = [next(batches) for _ in range(5)]
-  processes = set(psutil.Process().children(recursive=True)) - children
-  batches.close()
-  assert batches.damaged == 1
-  assert_same(result, expected)
-  workers = [p for p in processes if 'resource_tracker' not in cmdline(p)]
-  _, alive = psutil.wait_procs(workers, timeout=5)
-  assert len(workers) == 2 and not alive
-
-
-def cmdline(process):
-  try:
-    return ' '.join(process.cmdline())
-  except psutil.NoSuchProcess:
-    return ''
-
-
-MAIN = """
-    import sys
-    from acmix_jax.data import pipeline, sources, transforms
-
-    if __name__ == '__main__':
-      batches = pipeline.train_batches(
-        sources.Folder(sys.argv[1], 'train'),
-        transforms.Compose((transforms.Decode(), transforms.RandomFlip())),
-        batch_size=8,
-        seed=0,
-        workers=2,
-      )
-      for _ in batches:
-        print('ready', flush=True)
-"""
-
-
-def test_no_worker_outlives_the_main_process(tmp_path):
-  data = fake_data.write_class_folders(tmp_path / 'data')
-  script = tmp_path / 'main.py'
-  script.write_text(textwrap.dedent(MAIN))
-  with subprocess.Popen(
-    [sys.executable, str(script), str(data)],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.PIPE,
-    text=True,
-  ) as main:
-    assert main.stdout.readline() == 'ready\n'
-    processes = psutil.Process(main.pid).children(recursive=True)
-    assert len(processes) >= 2
-    main.terminate()
-    main.wait(timeout=5)
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    for process in alive:
-      process.kill()
-  assert not alive
+    numbers.evaluate(numbers.Numbers(0), batch_size=8)
