@@ -8,11 +8,9 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
-from jax.experimental import multihost_utils
 
 from acmix_jax import weights
-from acmix_jax.train import build
+from acmix_jax.train import build, processes
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.weights import files
 
@@ -50,18 +48,7 @@ def evaluate(
       count(previous)
     if batches.damaged:
       logger.warning('%d images could not be evaluated.', batches.damaged)
-  return _from_process_0(
-    evaluator.result() if jax.process_index() == 0 else None
-  )
-
-
-def _from_process_0(metrics: dict[str, float] | None) -> dict[str, float]:
-  """The metrics of process 0, on every process; exact, as JSON."""
-  text = np.frombuffer(json.dumps(metrics).encode(), np.uint8)
-  # What is sent must have one shape on all processes, so the size goes first.
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-  text = np.resize(text, size)
-  return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
+  return processes.by_process_0(evaluator.result)
 
 
 def evaluate_checkpoint(

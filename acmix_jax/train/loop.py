@@ -152,14 +152,12 @@ def _start(
       ),
     )
   # What a training starts from is the first of these that there is:
-  # 1. the latest checkpoint of its workdir, which it resumes;
-  step = checkpoints.latest_step()
-  if step is not None:
-    logger.info('Resuming after step %d.', step)
-    state, values, interrupted = checkpoints.restore(
-      step, training.state_shapes
-    )
-    return state, window_lib.Window(step, values), interrupted
+  # 1. the latest whole checkpoint of its workdir, which it resumes;
+  restored = checkpoints.restore_latest(training.state_shapes)
+  if restored is not None:
+    logger.info('Resuming after step %d.', restored.step)
+    window = window_lib.Window(restored.step, restored.window)
+    return restored.state, window, restored.interrupted
   # 2. the weights that `init_from` names, with fresh ones where they may lack;
   rng = jax.random.key(config.seed)
   if config.init_from:

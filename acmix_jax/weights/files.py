@@ -1,6 +1,7 @@
 """Variables in files: .safetensors, and the checkpoints of a training."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from acmix_jax.weights import names
+from acmix_jax.weights import manifest, names
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ CHECKPOINTS = 'checkpoints'
 QUALITY = 'quality'
 # Folder of a checkpoint with its `TrainState`.
 _STATE = 'state'
+# File of a checkpoint with the results of its evaluation.
+_METRICS = 'metrics/metrics'
 
 
 def quality(metrics: Mapping[str, float]) -> float:
@@ -31,6 +34,35 @@ def quality(metrics: Mapping[str, float]) -> float:
     metrics: what was saved with a checkpoint, {} without an evaluation.
   """
   return metrics.get(QUALITY, -math.inf)
+
+
+def checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The checkpoints in a folder, by step; damaged ones are among them.
+
+  Args:
+    directory: folder `CHECKPOINTS` of a workdir, which need not exist.
+  """
+  if not directory.is_dir():
+    return []
+  paths = [path for path in directory.iterdir() if path.name.isdigit()]
+  return sorted(paths, key=lambda path: int(path.name))
+
+
+def metrics(checkpoint: pathlib.Path) -> dict[str, float]:
+  """What an evaluation of a checkpoint gave, {} without one.
+
+  Raises:
+    DamagedError: the file cannot be read.
+  """
+  path = checkpoint / _METRICS
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise manifest.DamagedError(
+      f'The checkpoint {checkpoint} is damaged: {_METRICS} cannot be read.'
+    ) from error
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -45,18 +77,24 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     The absolute path of a file, or of one checkpoint.
 
   Raises:
+    DamagedError: the metrics of a checkpoint cannot be read.
     ValueError: the path is none of these.
   """
   path = pathlib.Path(path).expanduser().absolute()
-  if path.is_file() or (path / _STATE).is_dir():
+  if (
+    path.is_file()
+    or (path / _STATE).is_dir()
+    or (path / manifest.NAME).is_file()
+  ):
     return path
-  step = _best_step(path / CHECKPOINTS)
-  if step is None:
+  found = checkpoints(path / CHECKPOINTS)
+  if not found:
     raise ValueError(
       f'{path} is no .safetensors file, no checkpoint '
       f'(WORKDIR/{CHECKPOINTS}/STEP) and no workdir with checkpoints.'
     )
-  return path / CHECKPOINTS / str(step)
+  # The last of several that are equal.
+  return max(reversed(found), key=lambda path: quality(metrics(path)))
 
 
 def load_weights(
@@ -77,12 +115,14 @@ def load_weights(
     {'params': ..., 'batch_stats': ...} of numpy arrays.
 
   Raises:
+    DamagedError: the checkpoint is damaged.
     ValueError: nothing of this kind is there, or the file is of another format
       or holds other names.
   """
   path = find(path)
   if path.is_file():
     return _load_file(path)
+  manifest.check(path)
   return _load_checkpoint(path, average)
 
 
@@ -155,14 +195,3 @@ def _load_checkpoint(path, average):
     'params': variables['params'],
     **variables.get('model_state', {}),
   }
-
-
-def _best_step(directory):
-  """Step of the best checkpoint in a folder, None without any."""
-  if not directory.is_dir():
-    return None
-  import orbax.checkpoint as ocp
-
-  options = ocp.CheckpointManagerOptions(best_fn=quality, create=False)
-  with ocp.CheckpointManager(directory, options=options) as manager:
-    return manager.best_step()
