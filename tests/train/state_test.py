@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from acmix_jax.ops.local_attention import pallas
+from acmix_jax.ops import local_attention
 from acmix_jax.train import build, groups, state
 from acmix_jax.train import mesh as mesh_lib
 from configs import imagenet
@@ -149,7 +149,10 @@ class Attending:
 
   def predict(self, params, model_state, batch):
     q = batch['x'] * params['w']
-    return pallas.attend(q, q, q, 3, 1, 1).sum((1, 2, 3, 4))
+    out = local_attention.local_attention(
+      q, q, q, kernel_size=3, implementation='pallas'
+    )
+    return out.sum((1, 2, 3, 4))
 
   def loss(self, params, model_state, batch, rng):
     return self.predict(params, model_state, batch).sum(), (model_state, {})
