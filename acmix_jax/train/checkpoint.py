@@ -11,12 +11,13 @@ import logging
 import math
 import pathlib
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from acmix_jax.train import description as description_lib
 from acmix_jax.train import processes, workdir
 from acmix_jax.train import state as state_lib
 from acmix_jax.weights import files, manifest
@@ -55,6 +56,7 @@ class Checkpoints:
     keep_latest: int,
     keep_best: int,
     best_metric: str,
+    description: dict[str, Any],
   ):
     """Opens, or creates, the folder `checkpoints` of a workdir.
 
@@ -67,6 +69,7 @@ class Checkpoints:
       keep_latest: newest checkpoints that stay, at least 1.
       keep_best: checkpoints of the highest `best_metric` that stay besides.
       best_metric: name of an evaluation metric; larger is better.
+      description: kept with each checkpoint, see `tasks.Task.description`.
 
     Raises:
       ValueError: a count is out of range.
@@ -78,6 +81,7 @@ class Checkpoints:
         f'checkpoint.keep_best={keep_best} at least 0.'
       )
     self._best_metric = best_metric
+    self._description = description
     self._directory = directory / files.CHECKPOINTS
     processes.by_process_0(self._set_damaged_aside)
     # Checksums are computed while the training goes on.
@@ -152,6 +156,7 @@ class Checkpoints:
         progress=ocp.args.JsonSave(
           {'window': window, 'interrupted': interrupted}
         ),
+        description=ocp.args.JsonSave(self._description),
       ),
       metrics=metrics or {},
     )
@@ -182,6 +187,7 @@ class Checkpoints:
 
     Raises:
       DamagedError: no checkpoint can be restored.
+      ValueError: the data has other classes than the checkpoint.
     """
     restored, damaged = None, {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -200,6 +206,11 @@ class Checkpoints:
     if damaged:
       processes.by_process_0(lambda: _set_aside(damaged, good))
       self._manager.reload()
+    if good:
+      path = self._directory / str(restored.step)
+      saved = files.load_description(path)
+      description_lib.check_classes(saved, self._description, path)
+      description_lib.note_images(saved, self._description, path)
     return restored
 
   def _restore(self, step, shapes):

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from acmix_jax import weights
-from acmix_jax.train import build, processes
+from acmix_jax.train import build, description, processes
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.weights import files
 
@@ -66,7 +66,8 @@ def evaluate_checkpoint(
     checkpoint: see `loop.run`.
 
   Raises:
-    ValueError: a field that cannot work, or no such weights.
+    ValueError: a field that cannot work, no such weights, or weights of other
+      classes.
   """
   evaluation = build.Evaluation(config, mesh)
   if checkpoint.isdigit():
@@ -78,6 +79,9 @@ def evaluate_checkpoint(
   else:
     path = workdir
   path = weights.find(path)
+  description.check_classes(
+    weights.load_description(path), evaluation.task.description('eval'), path
+  )
   model_state = weights.assign(
     evaluation.variable_shapes,
     weights.load_weights(path),

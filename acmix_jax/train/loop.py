@@ -15,7 +15,7 @@ import ml_collections
 from clu import parameter_overview
 
 from acmix_jax import lookup, weights
-from acmix_jax.train import build, evaluate, preemption, writer
+from acmix_jax.train import build, description, evaluate, preemption, writer
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import metrics_window as window_lib
@@ -72,6 +72,7 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
     checkpoints = checkpoint_lib.Checkpoints(
       workdir,
       best_metric=training.task.best_metric,
+      description=training.task.description('train'),
       **training.config.checkpoint,
     )
     stack.callback(checkpoints.close)
@@ -163,6 +164,9 @@ def _start(
   if config.init_from:
     path = weights.find(config.init_from)
     logger.info('Starting from %s.', path)
+    description.note_start(
+      weights.load_description(path), task.description('train'), path
+    )
     variables = weights.assign(
       training.random_variables(rng),
       weights.load_weights(path),

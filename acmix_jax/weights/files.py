@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+import safetensors
+from safetensors import numpy as safetensors_numpy
 
 from acmix_jax.weights import manifest, names
 
@@ -23,6 +23,8 @@ CHECKPOINTS = 'checkpoints'
 QUALITY = 'quality'
 # Folder of a checkpoint with its `TrainState`.
 _STATE = 'state'
+# File of a checkpoint with the description of its data.
+_DESCRIPTION = 'description/metadata'
 # File of a checkpoint with the results of its evaluation.
 _METRICS = 'metrics/metrics'
 
@@ -54,14 +56,18 @@ def metrics(checkpoint: pathlib.Path) -> dict[str, float]:
   Raises:
     DamagedError: the file cannot be read.
   """
-  path = checkpoint / _METRICS
+  return _read_json(checkpoint, _METRICS)
+
+
+def _read_json(checkpoint, name):
+  """The content of a file of a checkpoint, {} if it is missing."""
   try:
-    return json.loads(path.read_text())
+    return json.loads((checkpoint / name).read_text())
   except FileNotFoundError:
     return {}
   except ValueError as error:
     raise manifest.DamagedError(
-      f'The checkpoint {checkpoint} is damaged: {_METRICS} cannot be read.'
+      f'The checkpoint {checkpoint} is damaged: {name} cannot be read.'
     ) from error
 
 
@@ -126,12 +132,38 @@ def load_weights(
   return _load_checkpoint(path, average)
 
 
-def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
+def load_description(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads what is kept with weights of the data they were trained on.
+
+  Args:
+    path: see `find`.
+
+  Returns:
+    What `tasks.Task.description` says, such as {'class_names': [...], 'images':
+    1433}; {} if nothing was kept.
+
+  Raises:
+    DamagedError: the description cannot be read.
+    ValueError: nothing of this kind is there, or the file is of another format.
+  """
+  path = find(path)
+  if not path.is_file():
+    return _read_json(path, _DESCRIPTION)
+  with _naming_the_format(path), safetensors.safe_open(path, 'np') as file:
+    return json.loads((file.metadata() or {}).get('description', '{}'))
+
+
+def save_weights(
+  path: str | os.PathLike,
+  variables: dict[str, Any],
+  description: Mapping[str, Any] | None = None,
+) -> None:
   """Writes variables as a .safetensors file.
 
   Args:
     path: the file; one that exists is replaced in one step. `~` is the home.
     variables: nested dicts of arrays, stored as e.g. 'params/head/kernel'.
+    description: what to keep of the data, see `load_description`.
   """
   path = pathlib.Path(path).expanduser()
   temporary = path.with_name(f'{path.name}.tmp')
@@ -140,7 +172,9 @@ def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
     name: np.asarray(value, order='C')
     for name, value in names.flatten(variables).items()
   }
-  safetensors.save_file(flat, temporary)
+  safetensors_numpy.save_file(
+    flat, temporary, {'description': json.dumps(description or {})}
+  )
   temporary.replace(path)
 
 
@@ -151,9 +185,15 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     FileNotFoundError: there is no such file.
     ValueError: the file is of another format.
   """
+  with _naming_the_format(path):
+    return safetensors_numpy.load_file(path)
+
+
+@contextlib.contextmanager
+def _naming_the_format(path):
   try:
-    return safetensors.load_file(path)
-  except SafetensorError as error:
+    yield
+  except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is no .safetensors file: {error}.') from error
 
 
