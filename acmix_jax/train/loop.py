@@ -20,6 +20,7 @@ from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import metrics_window as window_lib
 from acmix_jax.train import state as state_lib
+from acmix_jax.train import workdir as workdir_lib
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def run(
   Raises:
     ValueError: a field that cannot work, before anything is compiled.
     NonFiniteError: the loss left the finite numbers.
+    InUseError: another training uses the workdir.
   """
   if mode not in ('train', 'eval'):
     raise ValueError(lookup.unknown('mode', mode, ('train', 'eval')))
@@ -60,7 +62,8 @@ def run(
   mesh = mesh_lib.make_mesh(config.mesh)
   if mode == 'eval':
     return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
-  return _train(build.Training(config, mesh), directory)
+  with workdir_lib.Lock(directory):
+    return _train(build.Training(config, mesh), directory)
 
 
 def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
