@@ -19,7 +19,8 @@ import jax
 import ml_collections
 import tensorboardX
 
-from acmix_jax.train import groups
+from acmix_jax.train import groups, recorded_config
+from acmix_jax.train import workdir as workdir_lib
 
 logger = logging.getLogger(__name__)
 
@@ -62,46 +63,30 @@ class MetricsWriter:
 
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+  """Removes the lines of later steps; a file with unreadable ones is kept."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text().splitlines():
+  kept, unreadable = [], []
+  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     try:
-      if json.loads(line)['step'] > step:
-        continue
-    except json.JSONDecodeError:
-      continue  # A killed process left half a line.
-    kept.append(line + '\n')
+      if int(json.loads(line)['step']) <= step:
+        kept.append(line + b'\n')
+    # Half a line of a killed process, or no object, or one without a step.
+    except (ValueError, TypeError, KeyError):
+      unreadable.append(number)
   # Atomic: a process killed here leaves the old file or the new one.
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(''.join(kept))
+  temporary.write_bytes(b''.join(kept))
+  if unreadable:
+    logger.warning(
+      '%d lines of %s cannot be read, the first of them line %d. The file is '
+      'kept as %s; training goes on with its other lines.',
+      len(unreadable),
+      path,
+      unreadable[0],
+      workdir_lib.move_aside(path),
+    )
   os.replace(temporary, path)
-
-
-def _write_config(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
-  """Writes config.json; logs what differs from the one already there."""
-  path = workdir / 'config.json'
-  new = json.loads(config.to_json())
-  if path.exists():
-    old, now = _flatten(json.loads(path.read_text())), _flatten(new)
-    for name in sorted(old.keys() | now.keys()):
-      if old.get(name) != now.get(name):
-        logger.warning(
-          'Resuming with %s=%r; it was %r.', name, now.get(name), old.get(name)
-        )
-  path.write_text(json.dumps(new, indent=2) + '\n')
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 class TrainingLog:
@@ -122,7 +107,7 @@ class TrainingLog:
     """Writes config.json and opens the files, to go on after `start_step`."""
     self._visible = jax.process_index() == 0
     if self._visible:
-      _write_config(workdir, config)
+      recorded_config.write(workdir, config)
       self._files = MetricsWriter(workdir, start_step)
     self._batch_size = config.train.batch_size
     self._num_steps = num_steps

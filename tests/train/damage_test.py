@@ -121,3 +121,38 @@ def test_weights_of_a_damaged_checkpoint_are_refused(workdir):
   shutil.rmtree(newest / 'state')
   with pytest.raises(manifest.DamagedError, match='missing: state/'):
     weights.load_weights(newest)
+
+
+@pytest.mark.parametrize(
+  'garbage',
+  [
+    b'{"step": 12, "train/lo',
+    b'\xff\x00\xfe\n',
+    b'[1, 2]\n"text"\n7\nnull\n',
+    b'{"loss": 1.0}\n{"step": "a"}\n{"step": null}\n',
+  ],
+  ids=['cut', 'binary', 'no objects', 'no steps'],
+)
+def test_unreadable_metrics_are_kept_aside_and_the_others_stay(
+  workdir, straight, caplog, garbage
+):
+  path = workdir / 'metrics.jsonl'
+  first, *rest = path.read_bytes().splitlines(keepends=True)
+  damaged = b''.join([first, garbage.strip() + b'\n', *rest, garbage])
+  path.write_bytes(damaged)
+  loop.run(tiny_run.config(), str(workdir))
+  assert tiny_run.lines(workdir) == tiny_run.lines(straight)
+  kept = workdir / 'metrics.jsonl.damaged-1'
+  assert kept.read_bytes() == damaged and str(kept) in caplog.text
+  assert 'the first of them line 2.' in caplog.text
+
+
+@pytest.mark.parametrize('content', [b'', b'{"seed": 0', b'[]', b'\xff'])
+def test_a_damaged_config_is_kept_aside(workdir, caplog, content):
+  path = workdir / 'config.json'
+  whole = path.read_bytes()
+  path.write_bytes(content)
+  loop.run(tiny_run.config(), str(workdir))
+  assert path.read_bytes() == whole
+  kept = workdir / 'config.json.damaged-1'
+  assert kept.read_bytes() == content and str(kept) in caplog.text
