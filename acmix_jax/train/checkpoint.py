@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from acmix_jax.train import description as description_lib
 from acmix_jax.train import processes, workdir
 from acmix_jax.train import state as state_lib
-from acmix_jax.weights import files, manifest
+from acmix_jax.weights import files, manifest, names
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,8 @@ class Checkpoints:
 
     Raises:
       DamagedError: no checkpoint can be restored.
-      ValueError: the data has other classes than the checkpoint.
+      ValueError: the data has other classes than the checkpoint, or its state
+        is another one than the config makes.
     """
     restored, damaged = None, {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -197,7 +198,7 @@ class Checkpoints:
       # What Orbax raises depends on the damage.
       except Exception as error:
         path = self._directory / str(step)
-        if (path / manifest.NAME).exists():
+        if isinstance(error, _UnfitError) or (path / manifest.NAME).exists():
           raise
         damaged[path] = manifest.DamagedError(
           f'The checkpoint {path} cannot be restored: {error}'
@@ -214,6 +215,8 @@ class Checkpoints:
     return restored
 
   def _restore(self, step, shapes):
+    path = self._directory / str(step)
+    _check_fits(files.saved_shapes(path), shapes, path)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -233,6 +236,35 @@ class Checkpoints:
     finally:
       self._background.shutdown()
       self._manager.close()
+
+
+class _UnfitError(ValueError):
+  """A whole checkpoint of another state."""
+
+
+def _check_fits(saved, shapes, path):
+  wanted = {
+    jax.tree_util.keystr(key, simple=True, separator='/'): leaf
+    for key, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  problems = names.listing(
+    {
+      'missing': wanted.keys() - saved.keys(),
+      'unknown': saved.keys() - wanted.keys(),
+      'of another shape or type': [
+        f'{name} {saved[name].dtype}{list(saved[name].shape)}, the config makes'
+        f' {wanted[name].dtype}{list(wanted[name].shape)}'
+        for name in wanted.keys() & saved.keys()
+        if (saved[name].shape, saved[name].dtype)
+        != (wanted[name].shape, wanted[name].dtype)
+      ],
+    }
+  )
+  if problems:
+    raise _UnfitError(
+      f'{path} holds another state than the config makes.\n{problems}\n'
+      'Choose the config it was made with, or another workdir.'
+    )
 
 
 def _set_aside(

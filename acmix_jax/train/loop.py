@@ -15,7 +15,15 @@ import ml_collections
 from clu import parameter_overview
 
 from acmix_jax import lookup, weights
-from acmix_jax.train import build, description, evaluate, preemption, writer
+from acmix_jax.train import (
+  build,
+  description,
+  evaluate,
+  preemption,
+  processes,
+  recorded_config,
+  writer,
+)
 from acmix_jax.train import checkpoint as checkpoint_lib
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import metrics_window as window_lib
@@ -63,6 +71,7 @@ def run(
   if mode == 'eval':
     return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
   with workdir_lib.Lock(directory):
+    processes.by_process_0(lambda: recorded_config.check(directory, config))
     return _train(build.Training(config, mesh), directory)
 
 

@@ -4,18 +4,27 @@ import json
 import logging
 import os
 import pathlib
+import re
 
 import ml_collections
 
 from acmix_jax.train import workdir as workdir_lib
+from acmix_jax.weights import files
 
 logger = logging.getLogger(__name__)
 
 _NAME = 'config.json'
+# Fields that say what the state of a training is. But for the last ones, all
+# fields of a model do: also where shapes agree, it would compute something
+# else. Moving averages: whether there are any.
+_FIXED = re.compile(
+  r'task|optim\.name|train\.ema_decay|model\.(?!(dtype|remat|drop_path|'
+  r'norm_groups|batch_norm|frozen_stages|\w+_implementation)$).*'
+)
 
 
 def read(workdir: pathlib.Path) -> dict | None:
-  """Fields by dotted name, None if there is no file or it is damaged.
+  """The content of the file, None if there is none or it is damaged.
 
   A damaged file is renamed to config.json.damaged-1 (or -2, ...).
   """
@@ -35,22 +44,56 @@ def read(workdir: pathlib.Path) -> dict | None:
       workdir_lib.move_aside(path),
     )
     return None
-  return _flatten(content)
+  return content
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that cannot resume the training of a workdir.
+
+  Raises:
+    ValueError: fields that say what the state is differ; all are named.
+  """
+  old = read(workdir)
+  if old is None or not files.checkpoints(workdir / files.CHECKPOINTS):
+    return
+  fixed = [
+    f'{name}={now!r}; it was {then!r}'
+    for name, then, now in _differences(old, _as_json(config))
+    if _FIXED.fullmatch(name)
+    # A field that one side lacks came with another version of the project.
+    and None not in (then, now)
+    and (name != 'train.ema_decay' or bool(then) != bool(now))
+  ]
+  if fixed:
+    problems = '\n  '.join(fixed)
+    raise ValueError(
+      f'{workdir} holds a training that this config cannot resume:\n  '
+      f'{problems}\nChoose another workdir; init_from={workdir} starts there '
+      'from the weights of this one, as far as they fit.'
+    )
 
 
 def write(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Writes config.json; logs what differs from the one already there."""
-  new = json.loads(config.to_json())
-  old, now = read(workdir), _flatten(new)
-  for name in sorted(old.keys() | now.keys()) if old is not None else ():
-    if old.get(name) != now.get(name):
-      logger.warning(
-        'Resuming with %s=%r; it was %r.', name, now.get(name), old.get(name)
-      )
+  old, new = read(workdir), _as_json(config)
+  for name, then, now in _differences(new if old is None else old, new):
+    logger.warning('Resuming with %s=%r; it was %r.', name, now, then)
   # Atomic, as in `writer`.
   temporary = workdir / f'{_NAME}.tmp'
   temporary.write_text(json.dumps(new, indent=2) + '\n')
   os.replace(temporary, workdir / _NAME)
+
+
+def _as_json(config):
+  return json.loads(config.to_json())
+
+
+def _differences(old, new):
+  """(name, old value, new value) of fields that differ; None where missing."""
+  old, new = _flatten(old), _flatten(new)
+  for name in sorted(old.keys() | new.keys()):
+    if old.get(name) != new.get(name):
+      yield name, old.get(name), new.get(name)
 
 
 def _flatten(tree: dict, prefix: str = '') -> dict:

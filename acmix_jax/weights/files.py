@@ -132,6 +132,22 @@ def load_weights(
   return _load_checkpoint(path, average)
 
 
+def saved_shapes(checkpoint: pathlib.Path) -> dict[str, Any]:
+  """What a checkpoint holds of a training's state: names to shape and dtype.
+
+  Names read like 'params/head/kernel' and 'opt_state/1/trace/head/kernel'.
+  """
+  import jax
+  import orbax.checkpoint as ocp
+
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    tree = handler.metadata(checkpoint / _STATE).tree
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def load_description(path: str | os.PathLike) -> dict[str, Any]:
   """Reads what is kept with weights of the data they were trained on.
 
