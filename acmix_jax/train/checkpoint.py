@@ -89,7 +89,7 @@ class Checkpoints:
     self._saving = None
     # Orbax stores metrics only where best_fn is set, and keeps the latest only
     # by a policy: both are needed.
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         best_fn=files.quality,
@@ -236,6 +236,17 @@ class Checkpoints:
     finally:
       self._background.shutdown()
       self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+  """Never asks whether to stop.
+
+  The loop asks, once at each point, and processes agree by the number of the
+  call. A question between these, with the number of a step, would disturb it.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
 
 
 class _UnfitError(ValueError):

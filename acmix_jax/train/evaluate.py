@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from acmix_jax import weights
-from acmix_jax.train import build, description, processes
+from acmix_jax.train import build, description, preemption, processes, reader
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.weights import files
 
@@ -18,14 +18,27 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-  evaluation: build.Evaluation, params: Any, model_state: Any
+  evaluation: build.Evaluation,
+  params: Any,
+  model_state: Any,
+  stop: preemption.Preemption | None = None,
 ) -> dict[str, float]:
   """Metrics of a model's variables over the evaluation split.
 
   All processes predict; the evaluator runs on process 0, which sends its
   metrics to the others: every process returns the same.
+
+  Args:
+    evaluation: task, mesh and compiled prediction.
+    params: parameters.
+    model_state: other variables.
+    stop: checked after each batch; None: only the end stops it.
+
+  Raises:
+    StopRequested: `stop` was requested before the end.
   """
   task, mesh = evaluation.task, evaluation.mesh
+  stop = stop or preemption.Preemption()
   evaluator = task.evaluator()
 
   def count(predictions):
@@ -34,7 +47,9 @@ def evaluate(
     if jax.process_index() == 0:
       evaluator.update(jax.device_get(predictions))
 
-  batches = task.eval_data(jax.process_index(), jax.process_count())
+  batches = reader.Reader(
+    task.eval_data(jax.process_index(), jax.process_count()), stop
+  )
   with contextlib.closing(batches):
     # One batch behind: the devices work while the host counts.
     previous = None
@@ -44,6 +59,7 @@ def evaluate(
       if previous is not None:
         count(previous)
       previous = current
+      stop.check()
     if previous is not None:
       count(previous)
     if batches.damaged:

@@ -1,9 +1,11 @@
 """Training of any task: the only place with the order of steps.
 
 Step n is the n-th update. After it come, where due, in this order: the log
-line, the evaluation, the checkpoint. On SIGTERM the checkpoint comes before the
-evaluation, for which the machine may have no time left; the resumed training
-evaluates then, and goes on as a training that was never stopped.
+line, the evaluation, the checkpoint. SIGTERM and Ctrl-C are heard after an
+update, while a batch is awaited, and within an evaluation. The last update is
+saved then, and an evaluation that is due is left, for the machine may have no
+time for it; the resumed training makes it, and goes on as a training that was
+never stopped.
 """
 
 import contextlib
@@ -14,13 +16,14 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
-from acmix_jax import lookup, weights
+from acmix_jax import lookup, tasks, weights
 from acmix_jax.train import (
   build,
   description,
   evaluate,
   preemption,
   processes,
+  reader,
   recorded_config,
   writer,
 )
@@ -76,7 +79,7 @@ def run(
 
 
 def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
-  """Trains to the end, or to SIGTERM; see `run`."""
+  """Trains to the end, or until it is asked to stop; see `run`."""
   every, num_steps = training.config.train, training.num_steps
   evaluated = {}
   with contextlib.ExitStack() as stack:
@@ -89,50 +92,55 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
     )
     stack.callback(checkpoints.close)
     stack.enter_context(_naming_the_latest(checkpoints))
-    state, window, interrupted = _start(training, checkpoints)
-    start_step = int(state.step)
+    state, window, eval_owed = _start(training, checkpoints)
+    start_step = done = int(state.step)
     log = writer.TrainingLog(workdir, training.config, start_step, num_steps)
     stack.callback(log.close)
-    first_step = start_step if interrupted else start_step + 1
+    first_step = start_step if eval_owed else start_step + 1
     if first_step > num_steps:
       logger.info('Nothing to do: step %d of %d.', start_step, num_steps)
       return evaluated
-    batches = training.task.train_data(
-      start_step, jax.process_index(), jax.process_count()
-    )
+    batches = reader.Reader(_train_data(training, start_step), stop)
     stack.callback(batches.close)
 
-    for step in range(first_step, num_steps + 1):
-      eval_due = _due(step, every.eval_every_steps, training)
-      if step > start_step:
-        batch = mesh_lib.to_devices(next(batches), training.mesh)
-        state, metrics = training.update(state, batch)
-        window.add(metrics)
-        if step == start_step + 1:
-          # Compilation is over: only what follows tells the speed.
-          jax.block_until_ready(metrics)
-          log.start_clock(step)
-        stopping = stop.reached(step)
-        if _due(step, every.log_every_steps, training):
-          means, rate = window.flush(), float(training.schedule(step - 1))
-          log.train(step, means, rate, state.params, batches.damaged)
-        if stopping:
-          checkpoints.save(state, step, window.read(), interrupted=eval_due)
-          logger.info('SIGTERM: saved step %d; run again to resume.', step)
-          break
-      if eval_due or _due(step, every.checkpoint_every_steps, training):
-        values, metrics = window.read(), {}
-        with log.clock_paused(step):
-          if eval_due:
-            metrics = evaluated = evaluate.evaluate(
-              training, *state.evaluated()
-            )
-            log.eval(step, evaluated)
-          # An evaluated state is always saved, so that the best one is there;
-          # that of an interrupted step is saved already.
-          if step > start_step:
-            checkpoints.save(state, step, values, metrics)
+    try:
+      for step in range(first_step, num_steps + 1):
+        if step > start_step:
+          batch = mesh_lib.to_devices(next(batches), training.mesh)
+          state, metrics = training.update(state, batch)
+          window.add(metrics)
+          done, eval_owed = step, _due(step, every.eval_every_steps, training)
+          if step == start_step + 1:
+            # Compilation is over: only what follows tells the speed.
+            jax.block_until_ready(metrics)
+            log.start_clock(step)
+          if _due(step, every.log_every_steps, training):
+            means, rate = window.flush(), float(training.schedule(step - 1))
+            log.train(step, means, rate, state.params, batches.damaged)
+          stop.check()
+        if eval_owed or _due(step, every.checkpoint_every_steps, training):
+          values, metrics = window.read(), {}
+          with log.clock_paused(step):
+            if eval_owed:
+              metrics = evaluated = evaluate.evaluate(
+                training, *state.evaluated(), stop
+              )
+              log.eval(step, evaluated)
+            # An evaluated state is always saved, so that the best one is
+            # there; that of an interrupted step is saved already.
+            if step > start_step:
+              checkpoints.save(state, step, values, metrics)
+    except preemption.StopRequested as request:
+      if done != checkpoints.latest_step():
+        checkpoints.save(state, done, window.read(), interrupted=eval_owed)
+      logger.info('%s: saved step %d; run again to resume.', request, done)
   return evaluated
+
+
+def _train_data(training: build.Training, start_step: int) -> tasks.Batches:
+  return training.task.train_data(
+    start_step, jax.process_index(), jax.process_count()
+  )
 
 
 def _due(step: int, every_steps: int, training: build.Training) -> bool:

@@ -1,5 +1,6 @@
 """The loop on a tiny model and real digits: resuming, stopping, devices."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from acmix_jax import weights
-from acmix_jax.train import loop, metrics_window, preemption
+from acmix_jax.train import loop, metrics_window
 from acmix_jax.train import mesh as mesh_lib
 from configs import digits_acmix
 from tests.train import tiny_run
@@ -26,14 +27,14 @@ pytestmark = pytest.mark.usefixtures('tiny_model')
 
 def _at_step(monkeypatch, step, action):
   """Does something right after an update."""
-  reached = preemption.Preemption.reached
+  add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def replacement(self, current):
-    if current == step:
+  def replacement(self, metrics):
+    add(self, metrics)
+    if next(updates) == step:
       action()
-    return reached(self, current)
 
-  monkeypatch.setattr(preemption.Preemption, 'reached', replacement)
+  monkeypatch.setattr(metrics_window.Window, 'add', replacement)
 
 
 def _terminate():
@@ -250,14 +251,32 @@ def test_bucket_and_unknown_mode_are_refused(tmp_path):
     loop.run(tiny_run.config(), str(tmp_path), 'test')
 
 
-def test_sigterm_saves_and_exits_with_status_0(tmp_path):
+# Runs main.py with an input that waits for a pipe after three batches.
+STALLED = """
+import os, runpy
+from acmix_jax.data import pipeline
+draw, left = pipeline.Batches.__next__, [3]
+def stall(self):
+  left[0] -= 1
+  if left[0] < 0:
+    open(os.environ['PIPE']).read()
+  return draw(self)
+pipeline.Batches.__next__ = stall
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('program', [['main.py'], ['-c', STALLED]])
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_status_0(tmp_path, program, signum):
+  os.mkfifo(tmp_path / 'pipe')
   assert digits_acmix.get_config().data.name == 'digits'
   process = subprocess.Popen(
     [
       sys.executable,
-      'main.py',
+      *program,
       '--config=configs/digits_acmix.py',
-      f'--workdir={tmp_path}',
+      f'--workdir={tmp_path / "run"}',
       '--config.model.name=resnet26',
       '--config.model.stage_sizes=(1,)',
       '--config.model.width=4',
@@ -266,7 +285,7 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
       '--config.optim.warmup_epochs=0.0',
     ],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=os.environ | {'XLA_FLAGS': '', 'PIPE': str(tmp_path / 'pipe')},
     stderr=subprocess.PIPE,
     text=True,
   )
@@ -275,15 +294,16 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
     for line in process.stderr:
       seen.append(line)
       if 'step 3/' in line:
-        process.terminate()
+        process.send_signal(signum)
         break
-    seen.append(process.communicate(timeout=120)[1])
+    seen.append(process.communicate(timeout=60)[1])
   finally:
     process.kill()
   text = ''.join(seen)
   assert process.returncode == 0, text
-  assert 'SIGTERM: saved step' in text
+  name = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}[signum]
+  assert f'{name}: saved step' in text
   assert 'Traceback' not in text and 'Exception' not in text
-  (step,) = tiny_run.steps(tmp_path)
+  (step,) = tiny_run.steps(tmp_path / 'run')
   assert step >= 3
-  assert tiny_run.lines(tmp_path)[-1]['step'] == step
+  assert tiny_run.lines(tmp_path / 'run')[-1]['step'] == step
