@@ -1,8 +1,9 @@
 """One pass over the evaluation data, and the evaluation of stored weights."""
 
 import contextlib
-import json
 import logging
+import math
+import os
 import pathlib
 from typing import Any
 
@@ -10,7 +11,14 @@ import jax
 import ml_collections
 
 from acmix_jax import weights
-from acmix_jax.train import build, description, preemption, processes, reader
+from acmix_jax.train import (
+  build,
+  description,
+  preemption,
+  processes,
+  reader,
+  writer,
+)
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.weights import files
 
@@ -71,7 +79,7 @@ def evaluate_checkpoint(
   config: ml_collections.ConfigDict,
   mesh: jax.sharding.Mesh,
   workdir: pathlib.Path,
-  checkpoint: str,
+  checkpoint: str | os.PathLike,
 ) -> dict[str, float]:
   """Evaluates stored weights, prints a JSON line and returns the metrics.
 
@@ -82,10 +90,11 @@ def evaluate_checkpoint(
     checkpoint: see `loop.run`.
 
   Raises:
-    ValueError: a field that cannot work, no such weights, or weights of other
-      classes.
+    ValueError: a field that cannot work, no such weights, weights of other
+      classes, or nothing to evaluate.
   """
   evaluation = build.Evaluation(config, mesh)
+  checkpoint = str(checkpoint)
   if checkpoint.isdigit():
     path = workdir / files.CHECKPOINTS / checkpoint
   elif checkpoint:
@@ -109,5 +118,11 @@ def evaluate_checkpoint(
   if jax.process_index() == 0:
     step = int(path.name) if path.name.isdigit() else 0
     named = {f'eval/{name}': value for name, value in metrics.items()}
-    print(json.dumps({'step': step} | named))
+    print(writer.json_line(step, named))
+  best_metric = evaluation.task.best_metric
+  if not math.isfinite(metrics[best_metric]):
+    raise ValueError(
+      f'The evaluation gave no {best_metric}: no example could be read, or the '
+      'outputs of the model are not finite.'
+    )
   return metrics

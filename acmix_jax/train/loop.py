@@ -10,6 +10,7 @@ never stopped.
 
 import contextlib
 import logging
+import os
 import pathlib
 
 import jax
@@ -38,9 +39,9 @@ logger = logging.getLogger(__name__)
 
 def run(
   config: ml_collections.ConfigDict,
-  workdir: str,
+  workdir: str | os.PathLike,
   mode: str = 'train',
-  checkpoint: str = '',
+  checkpoint: str | os.PathLike = '',
 ) -> dict[str, float]:
   """Trains or evaluates what a config describes.
 
@@ -64,12 +65,7 @@ def run(
   """
   if mode not in ('train', 'eval'):
     raise ValueError(lookup.unknown('mode', mode, ('train', 'eval')))
-  if '://' in workdir:
-    raise ValueError(
-      f'workdir={workdir!r}: give a path of a file system; mount buckets '
-      '(gcsfuse, Filestore) under one.'
-    )
-  directory = pathlib.Path(workdir).expanduser().absolute()
+  directory = workdir_lib.resolve(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
   if mode == 'eval':
     return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -21,6 +22,28 @@ logger = logging.getLogger(__name__)
 # after a wait without such a sign.
 SIGN_SECONDS = 5
 WAIT_SECONDS = 20
+
+
+def resolve(workdir: str | os.PathLike) -> pathlib.Path:
+  """The absolute path of a workdir, which need not exist; `~` is the home.
+
+  Raises:
+    ValueError: it cannot be a folder of a file system.
+  """
+  text = os.fspath(workdir)
+  # pathlib makes gs:/bucket of gs://bucket.
+  if re.match(r'\w{2,}:/', text):
+    raise ValueError(
+      f'workdir={text!r}: give a path of a file system; mount buckets '
+      '(gcsfuse, Filestore) under one.'
+    )
+  if not text:
+    raise ValueError('workdir is empty; give the path of a folder.')
+  path = pathlib.Path(text).expanduser().absolute()
+  for parent in (path, *path.parents):
+    if parent.exists() and not parent.is_dir():
+      raise ValueError(f'workdir={text!r}: {parent} is a file and no folder.')
+  return path
 
 
 def move_aside(path: pathlib.Path) -> pathlib.Path:
@@ -60,16 +83,23 @@ class Lock:
     """Locks on process 0, for all.
 
     Raises:
-      InUseError: another training uses the workdir; on other processes a
-        RuntimeError.
+      InUseError: another training uses the workdir.
+      ValueError: the workdir cannot be written. Other processes than 0 raise
+        RuntimeErrors.
     """
     processes.by_process_0(self._acquire)
     return self
 
   def _acquire(self):
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
       file, locked = _open_locked(self._path)
+    except OSError as error:
+      raise ValueError(
+        f'workdir={str(self._path.parent)!r} cannot be written: {error}. Give '
+        'a folder that process 0 may write to.'
+      ) from error
+    with contextlib.ExitStack() as stack:
       stack.enter_context(file)
       file.seek(0)
       holder = file.read(200)

@@ -25,12 +25,20 @@ from acmix_jax.train import workdir as workdir_lib
 logger = logging.getLogger(__name__)
 
 
-class MetricsWriter:
-  """Writes one JSON object a line, and the same scalars to TensorBoard.
+def json_line(step: int, values: dict[str, float]) -> str:
+  """The values of a step as JSON, such as '{"step": 5, "eval/top1": 0.9}'.
 
-  A line reads {"step": n, "train/loss": ...} or {"step": n, "eval/top1": ...}.
   JSON has no nan and no infinity: they are written as null.
   """
+  finite = {
+    name: value if math.isfinite(value) else None
+    for name, value in values.items()
+  }
+  return json.dumps({'step': step} | finite)
+
+
+class MetricsWriter:
+  """Writes one JSON object a line, and the same scalars to TensorBoard."""
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of a training that goes on after `start_step`.
@@ -46,11 +54,7 @@ class MetricsWriter:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step, by name."""
-    line = {'step': step} | {
-      name: value if math.isfinite(value) else None
-      for name, value in values.items()
-    }
-    self._file.write(json.dumps(line) + '\n')
+    self._file.write(json_line(step, values) + '\n')
     self._file.flush()
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
@@ -111,7 +115,9 @@ class TrainingLog:
       self._files = MetricsWriter(workdir, start_step)
     self._batch_size = config.train.batch_size
     self._num_steps = num_steps
-    self._terminal = sys.stderr.isatty()
+    # Terminals of editors and of old kinds cannot rewrite a line.
+    dumb = os.environ.get('TERM', 'dumb') == 'dumb'
+    self._terminal = sys.stderr.isatty() and not dumb
     self._line_is_open = False
     self._started = None
     self._seconds, self._steps, self._damaged = 0.0, 0, 0

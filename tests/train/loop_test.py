@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from acmix_jax import weights
+from acmix_jax.tasks import classification
 from acmix_jax.train import loop, metrics_window
 from acmix_jax.train import mesh as mesh_lib
 from configs import digits_acmix
@@ -116,6 +117,17 @@ def test_losses_do_not_depend_on_the_devices(
   )
 
 
+def test_paths_are_taken_in_any_form(tmp_path, monkeypatch, straight):
+  monkeypatch.setenv('HOME', str(straight.parent))
+  step = pathlib.Path('~', straight.name, 'checkpoints', '13')
+  config = tiny_run.config(num_steps=1)
+  config.init_from = str(step)
+  loop.run(config, tmp_path / 'run')
+  for checkpoint in (step, str(step), 13):
+    metrics = loop.run(tiny_run.config(), straight, 'eval', checkpoint)
+    assert metrics['count'] == 364
+
+
 def test_finished_training_has_nothing_to_do(straight):
   before = (straight / 'metrics.jsonl').read_text()
   assert loop.run(tiny_run.config(), str(straight)) == {}
@@ -180,6 +192,21 @@ def test_eval_mode_gives_the_metrics_of_the_training(
   assert json.loads(capsys.readouterr().out) == logged[0]
 
 
+def test_an_evaluation_of_nothing_is_an_error_after_valid_json(
+  straight, capsys, monkeypatch
+):
+  nothing = {'loss': float('nan'), 'top1': float('nan'), 'count': 0}
+  monkeypatch.setattr(classification.Evaluator, 'result', lambda self: nothing)
+  with pytest.raises(ValueError, match='gave no top1: no example could be'):
+    loop.run(tiny_run.config(), str(straight), 'eval', '13')
+  assert json.loads(capsys.readouterr().out) == {
+    'step': 13,
+    'eval/loss': None,
+    'eval/top1': None,
+    'eval/count': 0,
+  }
+
+
 def test_starts_from_weights_with_a_fresh_head(tmp_path, straight, caplog):
   loaded = weights.load_weights(straight / 'checkpoints' / '13')
   loaded['params']['head'] = {
@@ -218,8 +245,8 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
   'change, message',
   [
     ({'train.batch_size': 12}, 'train.batch_size=12 .* nearest .* 8 or 16'),
-    ({'train.accumulate_steps': 4}, 'train.batch_size=16 .* 32'),
-    ({'eval.batch_size': 4}, 'eval.batch_size=4 .* nearest .* 8'),
+    ({'train.accumulate_steps': 4}, '=16 .* 32, .*accumulate_steps; nearest'),
+    ({'eval.batch_size': 4}, '=4 .* 8, the number of devices; nearest .* 8'),
     ({'train.num_steps': 0, 'train.num_epochs': 0}, 'num_steps or'),
     ({'train.log_every_steps': 0}, 'log_every_steps=0 must be >= 1'),
     ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be at least 0 and below'),
@@ -230,6 +257,12 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
     ({'loss.smooth_over': 'some'}, "smooth_over='some'"),
     ({'model.num_classes': 9}, 'has 10 classes; set model.num_classes=10'),
     ({'data.eval_split': 'x'}, "'train' and 'validation', not 'x'"),
+    ({'seed': -1}, r'seed=-1 must be in \[0, 2\*\*32\)'),
+    ({'seed': 2**32}, 'seed=4294967296'),
+    ({'data.workers': -1}, 'data.workers=-1 must be >= 0'),
+    ({'data.threads': -1}, 'data.threads=-1 must be >= 0'),
+    ({'optim.learning_rate': float('nan')}, 'learning_rate=nan must be finite'),
+    ({'optim.groups.no_decay.pattern': '('}, 'is no regular expression'),
     ({'mesh.model': 3}, 'mesh.model=3 does not divide the 8 devices'),
     ({'mesh.data': 16}, 'there are 8'),
     ({'checkpoint.keep_latest': 0}, 'keep_latest=0'),
@@ -244,9 +277,7 @@ def test_what_cannot_work_is_said_before_compiling(tmp_path, change, message):
     loop.run(config, str(tmp_path))
 
 
-def test_bucket_and_unknown_mode_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='mount buckets'):
-    loop.run(tiny_run.config(), 'gs://bucket/run')
+def test_unknown_mode_is_refused(tmp_path):
   with pytest.raises(ValueError, match="mode 'test' is unknown"):
     loop.run(tiny_run.config(), str(tmp_path), 'test')
 

@@ -60,6 +60,40 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, caplog):
     assert f'process {os.getpid()} ' in (tmp_path / 'lock').read_text()
 
 
+@pytest.mark.parametrize(
+  'path, message',
+  [
+    ('', 'workdir is empty'),
+    ('gs://bucket/run', 'mount buckets'),
+    (pathlib.Path('gs://bucket/run'), 'mount buckets'),
+    (__file__, 'workdir_test.py is a file and no folder'),
+    (f'{__file__}/run', 'workdir_test.py is a file and no folder'),
+  ],
+)
+def test_what_is_no_folder_is_refused(path, message):
+  with pytest.raises(ValueError, match=message):
+    workdir.resolve(path)
+
+
+def test_a_folder_may_be_given_in_any_form(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  for path in ('~/a', pathlib.Path('~/a'), 'a', tmp_path / 'a'):
+    assert workdir.resolve(path) == tmp_path / 'a'
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+  def refuse(*args, **options):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(pathlib.Path, 'mkdir', refuse)
+  with (
+    pytest.raises(ValueError, match='cannot be written: .* Read-only file'),
+    workdir.Lock(tmp_path / 'run'),
+  ):
+    pass
+
+
 @contextlib.contextmanager
 def _signs_of(path):
   """Renews the file's time as a training on another machine does."""
