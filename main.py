@@ -8,10 +8,12 @@ command resumes a training that ended early. On a TPU pod, or under Slurm, run
 it in every process; elsewhere tell the processes of each other through
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
-Exit status: 0 also after SIGTERM, which saves a checkpoint first.
+Exit status: 0 also after SIGTERM or Ctrl-C, which save a checkpoint first.
 """
 
 import logging
+import os
+import threading
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -46,7 +48,17 @@ def main(argv):
   mesh.initialize_processes()
   if jax.default_backend() == 'cpu':
     cpu_kernels.enable()
-  loop.run(_CONFIG.value, _WORKDIR.value, _MODE.value, _CHECKPOINT.value)
+  status = 1
+  try:
+    loop.run(_CONFIG.value, _WORKDIR.value, _MODE.value, _CHECKPOINT.value)
+    status = 0
+  finally:
+    if not jax.distributed.is_initialized():
+      # Everything is saved and closed, but Python waits for all threads, also
+      # for one that reads a file which never answers.
+      end = threading.Timer(5, os._exit, [status])
+      end.daemon = True
+      end.start()
 
 
 if __name__ == '__main__':

@@ -227,6 +227,11 @@ class Classification:
       },
     )
 
+  def description(self, split):
+    """See `tasks.Task`."""
+    source = self._train_source if split == 'train' else self._eval_source
+    return {'class_names': list(source.class_names), 'images': len(source)}
+
   def init(self, rng):
     """See `tasks.Task`."""
     size = self.config.data.image_size

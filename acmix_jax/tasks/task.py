@@ -89,6 +89,17 @@ class Task(Protocol):
       split: 'train' or 'eval'.
     """
 
+  def description(self, split: str) -> dict[str, Any]:
+    """What of the data is kept with weights and compared with other data.
+
+    Args:
+      split: 'train' or 'eval'; nothing of the other is opened.
+
+    Returns:
+      What JSON can hold: `class_names`, the names of the classes by label, and
+      `images`, the number of images of the split; {} for a task with neither.
+    """
+
   def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """Variables of the model: {'params', and what else it has}."""
 

@@ -81,6 +81,10 @@ def convert(
   weights.save_weights(target, variables)
 
 
+def _path(text: str) -> pathlib.Path:
+  return pathlib.Path(text).expanduser()
+
+
 def _override(text: str) -> tuple[str, Any]:
   field, separator, value = text.removeprefix('--').partition('=')
   if not text.startswith('--') or not separator:
@@ -101,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     'differ from its defaults follow as --FIELD=VALUE.',
   )
   parser.add_argument('name', metavar='MODEL')
-  parser.add_argument('source', type=pathlib.Path, metavar='IN')
-  parser.add_argument('target', type=pathlib.Path, metavar='OUT')
+  parser.add_argument('source', type=_path, metavar='IN')
+  parser.add_argument('target', type=_path, metavar='OUT')
   parser.add_argument('--num_classes', type=int, default=1000)
   args, rest = parser.parse_known_args(argv)
   try:

@@ -39,6 +39,7 @@ class Evaluation:
     Raises:
       ValueError: a field that evaluation uses cannot work.
     """
+    _check_shared(config)
     mesh_lib.check_batch_size(
       'eval.batch_size', config.eval.batch_size, mesh.size
     )
@@ -172,6 +173,15 @@ def _shardings(shapes: Any) -> Any:
   return jax.tree.map(lambda x: x.sharding, shapes)
 
 
+def _check_shared(config: ml_collections.ConfigDict) -> None:
+  """Checks fields that training and evaluation use, whatever the task."""
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'seed={config.seed} must be in [0, 2**32).')
+  for field in ('threads', 'workers', 'max_damaged'):
+    if config.data[field] < 0:
+      raise ValueError(f'data.{field}={config.data[field]} must be >= 0.')
+
+
 def _check(train: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
   """Checks section `train` of a config."""
   for field, least in (
@@ -192,5 +202,8 @@ def _check(train: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
       '0.9999; 0 switches it off.'
     )
   mesh_lib.check_batch_size(
-    'train.batch_size', train.batch_size, mesh.size * train.accumulate_steps
+    'train.batch_size',
+    train.batch_size,
+    mesh.size * train.accumulate_steps,
+    'the number of devices times train.accumulate_steps',
   )

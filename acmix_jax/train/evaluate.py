@@ -1,18 +1,24 @@
 """One pass over the evaluation data, and the evaluation of stored weights."""
 
 import contextlib
-import json
 import logging
+import math
+import os
 import pathlib
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
-from jax.experimental import multihost_utils
 
 from acmix_jax import weights
-from acmix_jax.train import build
+from acmix_jax.train import (
+  build,
+  description,
+  preemption,
+  processes,
+  reader,
+  writer,
+)
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.weights import files
 
@@ -20,14 +26,27 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-  evaluation: build.Evaluation, params: Any, model_state: Any
+  evaluation: build.Evaluation,
+  params: Any,
+  model_state: Any,
+  stop: preemption.Preemption | None = None,
 ) -> dict[str, float]:
   """Metrics of a model's variables over the evaluation split.
 
   All processes predict; the evaluator runs on process 0, which sends its
   metrics to the others: every process returns the same.
+
+  Args:
+    evaluation: task, mesh and compiled prediction.
+    params: parameters.
+    model_state: other variables.
+    stop: checked after each batch; None: only the end stops it.
+
+  Raises:
+    StopRequested: `stop` was requested before the end.
   """
   task, mesh = evaluation.task, evaluation.mesh
+  stop = stop or preemption.Preemption()
   evaluator = task.evaluator()
 
   def count(predictions):
@@ -36,7 +55,9 @@ def evaluate(
     if jax.process_index() == 0:
       evaluator.update(jax.device_get(predictions))
 
-  batches = task.eval_data(jax.process_index(), jax.process_count())
+  batches = reader.Reader(
+    task.eval_data(jax.process_index(), jax.process_count()), stop
+  )
   with contextlib.closing(batches):
     # One batch behind: the devices work while the host counts.
     previous = None
@@ -46,29 +67,19 @@ def evaluate(
       if previous is not None:
         count(previous)
       previous = current
+      stop.check()
     if previous is not None:
       count(previous)
     if batches.damaged:
       logger.warning('%d images could not be evaluated.', batches.damaged)
-  return _from_process_0(
-    evaluator.result() if jax.process_index() == 0 else None
-  )
-
-
-def _from_process_0(metrics: dict[str, float] | None) -> dict[str, float]:
-  """The metrics of process 0, on every process; exact, as JSON."""
-  text = np.frombuffer(json.dumps(metrics).encode(), np.uint8)
-  # What is sent must have one shape on all processes, so the size goes first.
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
-  text = np.resize(text, size)
-  return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
+  return processes.by_process_0(evaluator.result)
 
 
 def evaluate_checkpoint(
   config: ml_collections.ConfigDict,
   mesh: jax.sharding.Mesh,
   workdir: pathlib.Path,
-  checkpoint: str,
+  checkpoint: str | os.PathLike,
 ) -> dict[str, float]:
   """Evaluates stored weights, prints a JSON line and returns the metrics.
 
@@ -79,9 +90,11 @@ def evaluate_checkpoint(
     checkpoint: see `loop.run`.
 
   Raises:
-    ValueError: a field that cannot work, or no such weights.
+    ValueError: a field that cannot work, no such weights, weights of other
+      classes, or nothing to evaluate.
   """
   evaluation = build.Evaluation(config, mesh)
+  checkpoint = str(checkpoint)
   if checkpoint.isdigit():
     path = workdir / files.CHECKPOINTS / checkpoint
   elif checkpoint:
@@ -91,6 +104,9 @@ def evaluate_checkpoint(
   else:
     path = workdir
   path = weights.find(path)
+  description.check_classes(
+    weights.load_description(path), evaluation.task.description('eval'), path
+  )
   model_state = weights.assign(
     evaluation.variable_shapes,
     weights.load_weights(path),
@@ -102,5 +118,11 @@ def evaluate_checkpoint(
   if jax.process_index() == 0:
     step = int(path.name) if path.name.isdigit() else 0
     named = {f'eval/{name}': value for name, value in metrics.items()}
-    print(json.dumps({'step': step} | named))
+    print(writer.json_line(step, named))
+  best_metric = evaluation.task.best_metric
+  if not math.isfinite(metrics[best_metric]):
+    raise ValueError(
+      f'The evaluation gave no {best_metric}: no example could be read, or the '
+      'outputs of the model are not finite.'
+    )
   return metrics

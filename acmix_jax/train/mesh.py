@@ -123,13 +123,19 @@ def _nearest_divisor(count: int, wanted: int) -> int:
   return min(divisors, key=lambda n: (abs(n - wanted), n))
 
 
-def check_batch_size(field: str, size: int, multiple: int) -> None:
+def check_batch_size(
+  field: str,
+  size: int,
+  multiple: int,
+  meaning: str = 'the number of devices',
+) -> None:
   """Checks that a batch splits evenly.
 
   Args:
     field: name of the config field, for the message.
     size: number of examples over all devices.
     multiple: number of devices, times the parts a batch is computed in.
+    meaning: what the multiple is, for the message.
 
   Raises:
     ValueError: `multiple` does not divide `size`; the message has the nearest
@@ -139,9 +145,8 @@ def check_batch_size(field: str, size: int, multiple: int) -> None:
     below, above = size // multiple * multiple, -(-size // multiple) * multiple
     nearest = f'{below} or {above}' if below > 0 else f'{multiple}'
     raise ValueError(
-      f'{field}={size} is not a positive multiple of {multiple}, the number of '
-      'devices (in training times train.accumulate_steps); nearest that works: '
-      f'{nearest}.'
+      f'{field}={size} is not a positive multiple of {multiple}, {meaning}; '
+      f'nearest that works: {nearest}.'
     )
 
 

@@ -19,17 +19,26 @@ import jax
 import ml_collections
 import tensorboardX
 
-from acmix_jax.train import groups
+from acmix_jax.train import groups, recorded_config
+from acmix_jax.train import workdir as workdir_lib
 
 logger = logging.getLogger(__name__)
 
 
-class MetricsWriter:
-  """Writes one JSON object a line, and the same scalars to TensorBoard.
+def json_line(step: int, values: dict[str, float]) -> str:
+  """The values of a step as JSON, such as '{"step": 5, "eval/top1": 0.9}'.
 
-  A line reads {"step": n, "train/loss": ...} or {"step": n, "eval/top1": ...}.
   JSON has no nan and no infinity: they are written as null.
   """
+  finite = {
+    name: value if math.isfinite(value) else None
+    for name, value in values.items()
+  }
+  return json.dumps({'step': step} | finite)
+
+
+class MetricsWriter:
+  """Writes one JSON object a line, and the same scalars to TensorBoard."""
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     """Opens the files of a training that goes on after `start_step`.
@@ -45,11 +54,7 @@ class MetricsWriter:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step, by name."""
-    line = {'step': step} | {
-      name: value if math.isfinite(value) else None
-      for name, value in values.items()
-    }
-    self._file.write(json.dumps(line) + '\n')
+    self._file.write(json_line(step, values) + '\n')
     self._file.flush()
     for name, value in values.items():
       self._tensorboard.add_scalar(name, value, step)
@@ -62,46 +67,30 @@ class MetricsWriter:
 
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+  """Removes the lines of later steps; a file with unreadable ones is kept."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text().splitlines():
+  kept, unreadable = [], []
+  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     try:
-      if json.loads(line)['step'] > step:
-        continue
-    except json.JSONDecodeError:
-      continue  # A killed process left half a line.
-    kept.append(line + '\n')
+      if int(json.loads(line)['step']) <= step:
+        kept.append(line + b'\n')
+    # Half a line of a killed process, or no object, or one without a step.
+    except (ValueError, TypeError, KeyError):
+      unreadable.append(number)
   # Atomic: a process killed here leaves the old file or the new one.
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(''.join(kept))
+  temporary.write_bytes(b''.join(kept))
+  if unreadable:
+    logger.warning(
+      '%d lines of %s cannot be read, the first of them line %d. The file is '
+      'kept as %s; training goes on with its other lines.',
+      len(unreadable),
+      path,
+      unreadable[0],
+      workdir_lib.move_aside(path),
+    )
   os.replace(temporary, path)
-
-
-def _write_config(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
-  """Writes config.json; logs what differs from the one already there."""
-  path = workdir / 'config.json'
-  new = json.loads(config.to_json())
-  if path.exists():
-    old, now = _flatten(json.loads(path.read_text())), _flatten(new)
-    for name in sorted(old.keys() | now.keys()):
-      if old.get(name) != now.get(name):
-        logger.warning(
-          'Resuming with %s=%r; it was %r.', name, now.get(name), old.get(name)
-        )
-  path.write_text(json.dumps(new, indent=2) + '\n')
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 class TrainingLog:
@@ -122,11 +111,13 @@ class TrainingLog:
     """Writes config.json and opens the files, to go on after `start_step`."""
     self._visible = jax.process_index() == 0
     if self._visible:
-      _write_config(workdir, config)
+      recorded_config.write(workdir, config)
       self._files = MetricsWriter(workdir, start_step)
     self._batch_size = config.train.batch_size
     self._num_steps = num_steps
-    self._terminal = sys.stderr.isatty()
+    # Terminals of editors and of old kinds cannot rewrite a line.
+    dumb = os.environ.get('TERM', 'dumb') == 'dumb'
+    self._terminal = sys.stderr.isatty() and not dumb
     self._line_is_open = False
     self._started = None
     self._seconds, self._steps, self._damaged = 0.0, 0, 0

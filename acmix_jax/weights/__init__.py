@@ -1,7 +1,19 @@
 """Arrays by name: files of weights, other frameworks' weights, assignment."""
 
 from acmix_jax.weights.assignment import assign
-from acmix_jax.weights.files import find, load_weights, save_weights
+from acmix_jax.weights.files import (
+  find,
+  load_description,
+  load_weights,
+  save_weights,
+)
 from acmix_jax.weights.state_dict import from_torch
 
-__all__ = ['assign', 'find', 'from_torch', 'load_weights', 'save_weights']
+__all__ = [
+  'assign',
+  'find',
+  'from_torch',
+  'load_description',
+  'load_weights',
+  'save_weights',
+]

@@ -1,6 +1,7 @@
 """Variables in files: .safetensors, and the checkpoints of a training."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -9,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+import safetensors
+from safetensors import numpy as safetensors_numpy
 
-from acmix_jax.weights import names
+from acmix_jax.weights import manifest, names
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ CHECKPOINTS = 'checkpoints'
 QUALITY = 'quality'
 # Folder of a checkpoint with its `TrainState`.
 _STATE = 'state'
+# File of a checkpoint with the description of its data.
+_DESCRIPTION = 'description/metadata'
+# File of a checkpoint with the results of its evaluation.
+_METRICS = 'metrics/metrics'
 
 
 def quality(metrics: Mapping[str, float]) -> float:
@@ -31,6 +36,39 @@ def quality(metrics: Mapping[str, float]) -> float:
     metrics: what was saved with a checkpoint, {} without an evaluation.
   """
   return metrics.get(QUALITY, -math.inf)
+
+
+def checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The checkpoints in a folder, by step; damaged ones are among them.
+
+  Args:
+    directory: folder `CHECKPOINTS` of a workdir, which need not exist.
+  """
+  if not directory.is_dir():
+    return []
+  paths = [path for path in directory.iterdir() if path.name.isdigit()]
+  return sorted(paths, key=lambda path: int(path.name))
+
+
+def metrics(checkpoint: pathlib.Path) -> dict[str, float]:
+  """What an evaluation of a checkpoint gave, {} without one.
+
+  Raises:
+    DamagedError: the file cannot be read.
+  """
+  return _read_json(checkpoint, _METRICS)
+
+
+def _read_json(checkpoint, name):
+  """The content of a file of a checkpoint, {} if it is missing."""
+  try:
+    return json.loads((checkpoint / name).read_text())
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise manifest.DamagedError(
+      f'The checkpoint {checkpoint} is damaged: {name} cannot be read.'
+    ) from error
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
@@ -45,18 +83,24 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     The absolute path of a file, or of one checkpoint.
 
   Raises:
+    DamagedError: the metrics of a checkpoint cannot be read.
     ValueError: the path is none of these.
   """
   path = pathlib.Path(path).expanduser().absolute()
-  if path.is_file() or (path / _STATE).is_dir():
+  if (
+    path.is_file()
+    or (path / _STATE).is_dir()
+    or (path / manifest.NAME).is_file()
+  ):
     return path
-  step = _best_step(path / CHECKPOINTS)
-  if step is None:
+  found = checkpoints(path / CHECKPOINTS)
+  if not found:
     raise ValueError(
       f'{path} is no .safetensors file, no checkpoint '
       f'(WORKDIR/{CHECKPOINTS}/STEP) and no workdir with checkpoints.'
     )
-  return path / CHECKPOINTS / str(step)
+  # The last of several that are equal.
+  return max(reversed(found), key=lambda path: quality(metrics(path)))
 
 
 def load_weights(
@@ -77,21 +121,65 @@ def load_weights(
     {'params': ..., 'batch_stats': ...} of numpy arrays.
 
   Raises:
+    DamagedError: the checkpoint is damaged.
     ValueError: nothing of this kind is there, or the file is of another format
       or holds other names.
   """
   path = find(path)
   if path.is_file():
     return _load_file(path)
+  manifest.check(path)
   return _load_checkpoint(path, average)
 
 
-def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
+def saved_shapes(checkpoint: pathlib.Path) -> dict[str, Any]:
+  """What a checkpoint holds of a training's state: names to shape and dtype.
+
+  Names read like 'params/head/kernel' and 'opt_state/1/trace/head/kernel'.
+  """
+  import jax
+  import orbax.checkpoint as ocp
+
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    tree = handler.metadata(checkpoint / _STATE).tree
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def load_description(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads what is kept with weights of the data they were trained on.
+
+  Args:
+    path: see `find`.
+
+  Returns:
+    What `tasks.Task.description` says, such as {'class_names': [...], 'images':
+    1433}; {} if nothing was kept.
+
+  Raises:
+    DamagedError: the description cannot be read.
+    ValueError: nothing of this kind is there, or the file is of another format.
+  """
+  path = find(path)
+  if not path.is_file():
+    return _read_json(path, _DESCRIPTION)
+  with _naming_the_format(path), safetensors.safe_open(path, 'np') as file:
+    return json.loads((file.metadata() or {}).get('description', '{}'))
+
+
+def save_weights(
+  path: str | os.PathLike,
+  variables: dict[str, Any],
+  description: Mapping[str, Any] | None = None,
+) -> None:
   """Writes variables as a .safetensors file.
 
   Args:
     path: the file; one that exists is replaced in one step. `~` is the home.
     variables: nested dicts of arrays, stored as e.g. 'params/head/kernel'.
+    description: what to keep of the data, see `load_description`.
   """
   path = pathlib.Path(path).expanduser()
   temporary = path.with_name(f'{path.name}.tmp')
@@ -100,7 +188,9 @@ def save_weights(path: str | os.PathLike, variables: dict[str, Any]) -> None:
     name: np.asarray(value, order='C')
     for name, value in names.flatten(variables).items()
   }
-  safetensors.save_file(flat, temporary)
+  safetensors_numpy.save_file(
+    flat, temporary, {'description': json.dumps(description or {})}
+  )
   temporary.replace(path)
 
 
@@ -111,9 +201,15 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     FileNotFoundError: there is no such file.
     ValueError: the file is of another format.
   """
+  with _naming_the_format(path):
+    return safetensors_numpy.load_file(path)
+
+
+@contextlib.contextmanager
+def _naming_the_format(path):
   try:
-    return safetensors.load_file(path)
-  except SafetensorError as error:
+    yield
+  except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is no .safetensors file: {error}.') from error
 
 
@@ -155,14 +251,3 @@ def _load_checkpoint(path, average):
     'params': variables['params'],
     **variables.get('model_state', {}),
   }
-
-
-def _best_step(directory):
-  """Step of the best checkpoint in a folder, None without any."""
-  if not directory.is_dir():
-    return None
-  import orbax.checkpoint as ocp
-
-  options = ocp.CheckpointManagerOptions(best_fn=quality, create=False)
-  with ocp.CheckpointManager(directory, options=options) as manager:
-    return manager.best_step()

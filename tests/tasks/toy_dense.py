@@ -162,6 +162,9 @@ class ToyDense:
       process_count=process_count,
     )
 
+  def description(self, split):
+    return {'images': len(self.sources[split])}
+
   def batch_shapes(self, split):
     batch = self.config[split].batch_size
     return tuple(

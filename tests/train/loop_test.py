@@ -1,5 +1,6 @@
 """The loop on a tiny model and real digits: resuming, stopping, devices."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,107 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from orbax import checkpoint as ocp
 
-from acmix_jax import models, weights
-from acmix_jax.train import loop, metrics_window, preemption
+from acmix_jax import weights
+from acmix_jax.tasks import classification
+from acmix_jax.train import loop, metrics_window
 from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.train import state as state_lib
-from configs import digits_acmix, imagenet
+from configs import digits_acmix
+from tests.train import tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-
-class Tiny(nn.Module):
-  """Batch statistics, dropout, a scalar parameter and a head."""
-
-  num_classes: int
-  dropout: float = 0.1
-
-  @nn.compact
-  def __call__(self, x, *, train=False):
-    x = nn.Conv(8, (3, 3), (2, 2), name='conv')(x)
-    x = nn.BatchNorm(not train, momentum=0.9, name='norm')(x)
-    x = nn.relu(x) * self.param('alpha', nn.initializers.ones, ())
-    x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
-    return nn.Dense(self.num_classes, name='head')(x)
-
-
-def _use_tiny(patch):
-  patch.setattr(
-    models,
-    'create_model',
-    lambda name, num_classes, **fields: Tiny(num_classes),
-  )
-
-
-@pytest.fixture(autouse=True)
-def _tiny_model(monkeypatch):
-  _use_tiny(monkeypatch)
-
-
-def _config(**train):
-  config = imagenet.resnet('tiny', stage_sizes=())
-  config.model.num_classes = 10
-  config.data.name = 'digits'
-  config.data.image_size = config.data.eval_resize = 8
-  config.data.crop_scale = (0.7, 1.0)
-  config.train.update(
-    num_steps=13,
-    batch_size=16,
-    # None divides another, nor the number of steps.
-    log_every_steps=3,
-    eval_every_steps=5,
-    checkpoint_every_steps=4,
-  )
-  config.train.update(train)
-  config.optim.warmup_epochs = 0.0
-  config.eval.batch_size = 128
-  config.mesh.data = 1
-  return config.lock()
-
-
-def _lines(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  lines = [json.loads(line) for line in lines]
-  for line in lines:
-    line.pop('train/images_per_second', None)
-  return lines
-
-
-def _losses(workdir):
-  return [
-    line['train/loss'] for line in _lines(workdir) if 'train/loss' in line
-  ]
-
-
-def _steps(workdir):
-  return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())
-
-
-def _state(workdir):
-  """The whole latest state, leaf by leaf."""
-  path = workdir / 'checkpoints' / str(_steps(workdir)[-1]) / 'state'
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    restored = checkpointer.restore(
-      path, restore_args=jax.tree.map(lambda _: as_numpy, tree)
-    )
-  return jax.tree_util.tree_leaves_with_path(restored)
+pytestmark = pytest.mark.usefixtures('tiny_model')
 
 
 def _at_step(monkeypatch, step, action):
   """Does something right after an update."""
-  reached = preemption.Preemption.reached
+  add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def replacement(self, current):
-    if current == step:
+  def replacement(self, metrics):
+    add(self, metrics)
+    if next(updates) == step:
       action()
-    return reached(self, current)
 
-  monkeypatch.setattr(preemption.Preemption, 'reached', replacement)
+  monkeypatch.setattr(metrics_window.Window, 'add', replacement)
 
 
 def _terminate():
@@ -123,26 +46,8 @@ def _crash():
   raise RuntimeError('crash')
 
 
-@pytest.fixture(scope='module')
-def straight(tmp_path_factory):
-  """A training that was never stopped, on one device."""
-  workdir = tmp_path_factory.mktemp('straight')
-  make_train_step = state_lib.make_train_step
-  with pytest.MonkeyPatch.context() as patch:
-    _use_tiny(patch)
-    patch.setattr(
-      state_lib,
-      'make_train_step',
-      lambda *args, **options: chex.assert_max_traces(
-        make_train_step(*args, **options), 1
-      ),
-    )
-    loop.run(_config(), str(workdir))
-  return workdir
-
-
 def test_lines_come_at_the_intervals_and_at_the_end(straight):
-  lines = _lines(straight)
+  lines = tiny_run.lines(straight)
   train = [line['step'] for line in lines if 'train/loss' in line]
   evals = [line['step'] for line in lines if 'eval/top1' in line]
   assert train == [3, 6, 9, 12, 13]
@@ -170,18 +75,18 @@ def test_resuming_equals_never_stopping(
     _at_step(patch, step, stop)
     if stop is _crash:
       with pytest.raises(RuntimeError, match='crash'):
-        loop.run(_config(), str(tmp_path))
+        loop.run(tiny_run.config(), str(tmp_path))
     else:
-      loop.run(_config(), str(tmp_path))
-  assert _steps(tmp_path)[-1] == saved
-  evaluated = [line for line in _lines(tmp_path) if 'eval/top1' in line]
+      loop.run(tiny_run.config(), str(tmp_path))
+  assert tiny_run.steps(tmp_path)[-1] == saved
+  evaluated = [line for line in tiny_run.lines(tmp_path) if 'eval/top1' in line]
   assert all(line['step'] < step for line in evaluated)
 
-  metrics = loop.run(_config(), str(tmp_path))
+  metrics = loop.run(tiny_run.config(), str(tmp_path))
   assert metrics['count'] == 364
-  assert _lines(tmp_path) == _lines(straight)
+  assert tiny_run.lines(tmp_path) == tiny_run.lines(straight)
   for (path, ours), (_, expected) in zip(
-    _state(tmp_path), _state(straight), strict=True
+    tiny_run.state(tmp_path), tiny_run.state(straight), strict=True
   ):
     np.testing.assert_array_equal(ours, expected, err_msg=str(path))
 
@@ -189,12 +94,14 @@ def test_resuming_equals_never_stopping(
 def test_resumes_on_other_devices(tmp_path, monkeypatch, straight):
   with monkeypatch.context() as patch:
     _at_step(patch, 7, _terminate)
-    loop.run(_config(), str(tmp_path))
-  config = _config()
+    loop.run(tiny_run.config(), str(tmp_path))
+  config = tiny_run.config()
   config.mesh.data, config.mesh.model = 2, 2
   monkeypatch.setattr(mesh_lib, 'MIN_SHARDED_SIZE', 1)
   loop.run(config, str(tmp_path))
-  np.testing.assert_allclose(_losses(tmp_path), _losses(straight), rtol=1e-4)
+  np.testing.assert_allclose(
+    tiny_run.losses(tmp_path), tiny_run.losses(straight), rtol=1e-4
+  )
 
 
 @pytest.mark.parametrize('data, model', [(8, 1), (2, 4)])
@@ -202,15 +109,28 @@ def test_losses_do_not_depend_on_the_devices(
   tmp_path, monkeypatch, straight, data, model
 ):
   monkeypatch.setattr(mesh_lib, 'MIN_SHARDED_SIZE', 1)
-  config = _config()
+  config = tiny_run.config()
   config.mesh.data, config.mesh.model = data, model
   loop.run(config, str(tmp_path))
-  np.testing.assert_allclose(_losses(tmp_path), _losses(straight), rtol=1e-4)
+  np.testing.assert_allclose(
+    tiny_run.losses(tmp_path), tiny_run.losses(straight), rtol=1e-4
+  )
+
+
+def test_paths_are_taken_in_any_form(tmp_path, monkeypatch, straight):
+  monkeypatch.setenv('HOME', str(straight.parent))
+  step = pathlib.Path('~', straight.name, 'checkpoints', '13')
+  config = tiny_run.config(num_steps=1)
+  config.init_from = str(step)
+  loop.run(config, tmp_path / 'run')
+  for checkpoint in (step, str(step), 13):
+    metrics = loop.run(tiny_run.config(), straight, 'eval', checkpoint)
+    assert metrics['count'] == 364
 
 
 def test_finished_training_has_nothing_to_do(straight):
   before = (straight / 'metrics.jsonl').read_text()
-  assert loop.run(_config(), str(straight)) == {}
+  assert loop.run(tiny_run.config(), str(straight)) == {}
   assert (straight / 'metrics.jsonl').read_text() == before
 
 
@@ -233,41 +153,58 @@ def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
     metrics_window.NonFiniteError,
     match=r'is (nan|inf) at step 7; step 5 is saved',
   ):
-    loop.run(_config(), str(tmp_path))
-  assert _steps(tmp_path)[-1] == 5
-  assert all(np.isfinite(leaf).all() for _, leaf in _state(tmp_path))
+    loop.run(tiny_run.config(), str(tmp_path))
+  assert tiny_run.steps(tmp_path)[-1] == 5
+  assert all(np.isfinite(leaf).all() for _, leaf in tiny_run.state(tmp_path))
 
 
 def test_best_and_latest_checkpoints_stay(tmp_path):
-  config = _config(num_steps=10, eval_every_steps=2, checkpoint_every_steps=3)
+  config = tiny_run.config(
+    num_steps=10, eval_every_steps=2, checkpoint_every_steps=3
+  )
   loop.run(config, str(tmp_path))
   scores = {
     line['step']: line['eval/top1']
-    for line in _lines(tmp_path)
+    for line in tiny_run.lines(tmp_path)
     if 'eval/top1' in line
   }
   best = max(scores, key=lambda step: (scores[step], step))
-  assert set(_steps(tmp_path)) == {9, 10, best}
+  assert set(tiny_run.steps(tmp_path)) == {9, 10, best}
 
 
 def test_eval_mode_gives_the_metrics_of_the_training(
   straight, capsys, tmp_path
 ):
   for step in (10, 13):
-    loop.run(_config(), str(straight), 'eval', str(step))
+    loop.run(tiny_run.config(), str(straight), 'eval', str(step))
     printed = json.loads(capsys.readouterr().out)
     logged = [
       line
-      for line in _lines(straight)
+      for line in tiny_run.lines(straight)
       if line['step'] == step and 'eval/top1' in line
     ]
     assert [printed] == logged
   # Without a checkpoint of its own: the one to start from.
-  config = _config()
+  config = tiny_run.config()
   with config.unlocked():
     config.init_from = str(straight / 'checkpoints' / '13')
   loop.run(config, str(tmp_path), 'eval')
   assert json.loads(capsys.readouterr().out) == logged[0]
+
+
+def test_an_evaluation_of_nothing_is_an_error_after_valid_json(
+  straight, capsys, monkeypatch
+):
+  nothing = {'loss': float('nan'), 'top1': float('nan'), 'count': 0}
+  monkeypatch.setattr(classification.Evaluator, 'result', lambda self: nothing)
+  with pytest.raises(ValueError, match='gave no top1: no example could be'):
+    loop.run(tiny_run.config(), str(straight), 'eval', '13')
+  assert json.loads(capsys.readouterr().out) == {
+    'step': 13,
+    'eval/loss': None,
+    'eval/top1': None,
+    'eval/count': 0,
+  }
 
 
 def test_starts_from_weights_with_a_fresh_head(tmp_path, straight, caplog):
@@ -277,7 +214,7 @@ def test_starts_from_weights_with_a_fresh_head(tmp_path, straight, caplog):
     'bias': np.ones(7, np.float32),
   }
   weights.save_weights(tmp_path / 'weights.safetensors', loaded)
-  config = _config(num_steps=1)
+  config = tiny_run.config(num_steps=1)
   config.optim.learning_rate = 0.0
   config.init_from = str(tmp_path / 'weights.safetensors')
   with caplog.at_level('INFO', 'acmix_jax'):
@@ -290,12 +227,12 @@ def test_starts_from_weights_with_a_fresh_head(tmp_path, straight, caplog):
 
 
 def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
-  config = _config(num_steps=4, ema_decay=0.9)
+  config = tiny_run.config(num_steps=4, ema_decay=0.9)
   result = loop.run(config, str(tmp_path))
   loaded = weights.load_weights(tmp_path / 'checkpoints' / '4')
   state = {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in _state(tmp_path)
+    for path, leaf in tiny_run.state(tmp_path)
   }
   kernel = loaded['params']['conv']['kernel']
   np.testing.assert_array_equal(kernel, state['ema/params/conv/kernel'])
@@ -308,8 +245,8 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
   'change, message',
   [
     ({'train.batch_size': 12}, 'train.batch_size=12 .* nearest .* 8 or 16'),
-    ({'train.accumulate_steps': 4}, 'train.batch_size=16 .* 32'),
-    ({'eval.batch_size': 4}, 'eval.batch_size=4 .* nearest .* 8'),
+    ({'train.accumulate_steps': 4}, '=16 .* 32, .*accumulate_steps; nearest'),
+    ({'eval.batch_size': 4}, '=4 .* 8, the number of devices; nearest .* 8'),
     ({'train.num_steps': 0, 'train.num_epochs': 0}, 'num_steps or'),
     ({'train.log_every_steps': 0}, 'log_every_steps=0 must be >= 1'),
     ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be at least 0 and below'),
@@ -320,6 +257,12 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
     ({'loss.smooth_over': 'some'}, "smooth_over='some'"),
     ({'model.num_classes': 9}, 'has 10 classes; set model.num_classes=10'),
     ({'data.eval_split': 'x'}, "'train' and 'validation', not 'x'"),
+    ({'seed': -1}, r'seed=-1 must be in \[0, 2\*\*32\)'),
+    ({'seed': 2**32}, 'seed=4294967296'),
+    ({'data.workers': -1}, 'data.workers=-1 must be >= 0'),
+    ({'data.threads': -1}, 'data.threads=-1 must be >= 0'),
+    ({'optim.learning_rate': float('nan')}, 'learning_rate=nan must be finite'),
+    ({'optim.groups.no_decay.pattern': '('}, 'is no regular expression'),
     ({'mesh.model': 3}, 'mesh.model=3 does not divide the 8 devices'),
     ({'mesh.data': 16}, 'there are 8'),
     ({'checkpoint.keep_latest': 0}, 'keep_latest=0'),
@@ -327,28 +270,44 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
   ],
 )
 def test_what_cannot_work_is_said_before_compiling(tmp_path, change, message):
-  config = _config()
+  config = tiny_run.config()
   config.mesh.data = -1
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=message):
     loop.run(config, str(tmp_path))
 
 
-def test_bucket_and_unknown_mode_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='mount buckets'):
-    loop.run(_config(), 'gs://bucket/run')
+def test_unknown_mode_is_refused(tmp_path):
   with pytest.raises(ValueError, match="mode 'test' is unknown"):
-    loop.run(_config(), str(tmp_path), 'test')
+    loop.run(tiny_run.config(), str(tmp_path), 'test')
 
 
-def test_sigterm_saves_and_exits_with_status_0(tmp_path):
+# Runs main.py with an input that waits for a pipe after three batches.
+STALLED = """
+import os, runpy
+from acmix_jax.data import pipeline
+draw, left = pipeline.Batches.__next__, [3]
+def stall(self):
+  left[0] -= 1
+  if left[0] < 0:
+    open(os.environ['PIPE']).read()
+  return draw(self)
+pipeline.Batches.__next__ = stall
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('program', [['main.py'], ['-c', STALLED]])
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_with_status_0(tmp_path, program, signum):
+  os.mkfifo(tmp_path / 'pipe')
   assert digits_acmix.get_config().data.name == 'digits'
   process = subprocess.Popen(
     [
       sys.executable,
-      'main.py',
+      *program,
       '--config=configs/digits_acmix.py',
-      f'--workdir={tmp_path}',
+      f'--workdir={tmp_path / "run"}',
       '--config.model.name=resnet26',
       '--config.model.stage_sizes=(1,)',
       '--config.model.width=4',
@@ -357,7 +316,7 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
       '--config.optim.warmup_epochs=0.0',
     ],
     cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=os.environ | {'XLA_FLAGS': '', 'PIPE': str(tmp_path / 'pipe')},
     stderr=subprocess.PIPE,
     text=True,
   )
@@ -366,15 +325,16 @@ def test_sigterm_saves_and_exits_with_status_0(tmp_path):
     for line in process.stderr:
       seen.append(line)
       if 'step 3/' in line:
-        process.terminate()
+        process.send_signal(signum)
         break
-    seen.append(process.communicate(timeout=120)[1])
+    seen.append(process.communicate(timeout=60)[1])
   finally:
     process.kill()
   text = ''.join(seen)
   assert process.returncode == 0, text
-  assert 'SIGTERM: saved step' in text
+  name = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}[signum]
+  assert f'{name}: saved step' in text
   assert 'Traceback' not in text and 'Exception' not in text
-  (step,) = _steps(tmp_path)
+  (step,) = tiny_run.steps(tmp_path / 'run')
   assert step >= 3
-  assert _lines(tmp_path)[-1]['step'] == step
+  assert tiny_run.lines(tmp_path / 'run')[-1]['step'] == step

@@ -58,6 +58,9 @@ class PixelTask:
       for canvas in CANVASES
     )
 
+  def description(self, split):
+    return {}
+
   def batch(self, step, examples=BATCH_SIZE):
     """Batch of a step; the rows from `examples` on only pad it."""
     shape = BATCH_SIZE, *CANVASES[step % 2]

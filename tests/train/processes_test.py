@@ -31,6 +31,19 @@ print(json.dumps(metrics), file=sys.stderr)
 """
 
 
+# Runs main.py with a slow input: an evaluation takes some seconds.
+SLOW = """
+import runpy, time
+from acmix_jax.data import pipeline
+draw = pipeline.Batches.__next__
+def slow(self):
+  time.sleep(0.5)
+  return draw(self)
+pipeline.Batches.__next__ = slow
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
 def _run(*arguments, **environment):
   """A process with two devices."""
   environment = os.environ | {
@@ -46,9 +59,9 @@ def _run(*arguments, **environment):
   )
 
 
-def _train(workdir, **environment):
+def _train(workdir, *options, program=('main.py',), **environment):
   return _run(
-    'main.py',
+    *program,
     '--config=configs/digits_acmix.py',
     f'--workdir={workdir}',
     '--config.model.name=resnet26',
@@ -58,6 +71,7 @@ def _train(workdir, **environment):
     '--config.train.num_steps=100000',
     '--config.train.batch_size=16',
     '--config.optim.warmup_epochs=0.0',
+    *options,
     **environment,
   )
 
@@ -111,6 +125,18 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
   # The state was saved at the step that both agreed on.
   (saved,) = (tmp_path / 'two' / 'checkpoints').iterdir()
   assert int(saved.name) == len(two)
+
+
+def test_two_processes_leave_an_evaluation_together(tmp_path):
+  options = tmp_path, '--config.train.eval_every_steps=3'
+  _stop_after(
+    3, [_train(*options, program=('-c', SLOW), **own) for own in _pair()]
+  )
+  assert len(_losses(tmp_path)) == 3
+  (saved,) = (tmp_path / 'checkpoints').iterdir()
+  assert saved.name == '3'
+  progress = json.loads((saved / 'progress' / 'metadata').read_text())
+  assert progress['interrupted']
 
 
 def _evaluate(*environments):

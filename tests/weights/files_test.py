@@ -20,6 +20,7 @@ _VARIABLES = {
   'params': {'head': {'kernel': np.arange(6.0).reshape(2, 3)}},
   'batch_stats': {'norm': {'mean': np.ones(3)}},
 }
+_DESCRIPTION = {'class_names': ['cat', 'Füchse'], 'images': 7}
 
 
 def _state(step, *, ema=None):
@@ -37,7 +38,11 @@ def _state(step, *, ema=None):
 
 def _save(workdir, *states_and_metrics, best_metric='score'):
   checkpoints = checkpoint.Checkpoints(
-    workdir, keep_latest=9, keep_best=1, best_metric=best_metric
+    workdir,
+    keep_latest=9,
+    keep_best=1,
+    best_metric=best_metric,
+    description=_DESCRIPTION,
   )
   for state_, metrics in states_and_metrics:
     checkpoints.save(state_, step=int(state_.step), window={}, metrics=metrics)
@@ -137,6 +142,24 @@ def test_a_file_holds_the_variables(tmp_path):
   assert acmix_jax.load_weights is weights.load_weights
   chex.assert_trees_all_equal(weights.load_weights(path), _VARIABLES)
   assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
+
+def test_the_description_of_the_data_is_kept_with_weights(workdir, tmp_path):
+  assert weights.load_description(workdir) == _DESCRIPTION
+  path = tmp_path / 'a.safetensors'
+  weights.save_weights(path, _VARIABLES, _DESCRIPTION)
+  assert weights.load_description(path) == _DESCRIPTION
+  chex.assert_trees_all_equal(weights.load_weights(path), _VARIABLES)
+
+
+def test_weights_may_come_without_a_description(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  for metadata in (None, {'format': 'pt'}):
+    safetensors.save_file({'params/w': np.zeros(2)}, path, metadata)
+    assert weights.load_description(path) == {}
+  path.write_text('no tensors')
+  with pytest.raises(ValueError, match=r'is no \.safetensors file'):
+    weights.load_description(path)
 
 
 def test_the_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
