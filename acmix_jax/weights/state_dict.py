@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from acmix_jax import models
-from acmix_jax.weights import names
+from acmix_jax.weights import interpolation, names
 from acmix_jax.weights.tables import pvt, resnet, san, swin
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def from_torch(
     state_dict: arrays or PyTorch tensors by official names, or what a training
       program saved around them; see `unwrap`.
     **overrides: the fields the model is made with, if not the defaults.
+      Position tables are interpolated to them, see `interpolation.fit`.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of float32 numpy arrays.
@@ -68,18 +69,23 @@ def from_torch(
   family = re.match('[a-z]+', name)[0]
   table = _TABLES[family]
   given = _RENAMED.get(family, dict)(unwrap(state_dict))
-  converted, used, missing, misshapen = {}, set(), set(), []
+  converted, official_names, missing = {}, {}, set()
   for path, shape in wanted.items():
     official, layout = _find(table, path)
-    used.add(official)
-    if official not in given:
+    official_names[path] = official
+    if official in given:
+      converted[path] = _arranged(layout, given[official], shape)
+    else:
       missing.add(official)
-      continue
-    value = given[official]
-    converted[path] = _arranged(layout, value, shape)
-    if converted[path] is None:
-      misshapen.append(f'{official} {value.shape}, {path} is {shape}')
-  extra = {key for key in given if not re.fullmatch(_IGNORED, key)} - used
+  converted = interpolation.fit(converted, wanted)
+  misshapen = [
+    f'{official_names[path]} {given[official_names[path]].shape}, {path} is '
+    f'{wanted[path]}'
+    for path, value in converted.items()
+    if value.shape != wanted[path]
+  ]
+  extra = {key for key in given if not re.fullmatch(_IGNORED, key)}
+  extra -= set(official_names.values())
   if missing or misshapen or extra:
     problems = names.listing(
       {'missing': missing, 'extra': extra, 'of another shape': misshapen}
@@ -145,12 +151,11 @@ def _as_numpy(x):
 
 
 def _arranged(layout, x, shape):
-  """The array in our layout, None if it does not have this shape there."""
+  """The array in our layout, or as it is where the layout takes no such."""
   try:
-    x = layout(x, shape)
+    return layout(x, shape)
   except (ValueError, IndexError):  # The layout is of arrays with other axes.
-    return None
-  return x if x.shape == shape else None
+    return x
 
 
 def _shapes(model) -> dict[str, tuple[int, ...]]:

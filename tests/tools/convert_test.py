@@ -44,6 +44,14 @@ def test_a_converted_file_holds_the_converted_weights(
   )
 
 
+def test_the_home_may_be_written_as_a_tilde(state_dict, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  safetensors.save_file(state_dict, tmp_path / 'in.safetensors')
+  paths = '~/in.safetensors', '~/out.safetensors'
+  assert not convert.main(['resnet26_acmix', *paths])
+  assert (tmp_path / 'out.safetensors').exists()
+
+
 def test_fields_of_the_model_are_taken(state_dict, tmp_path):
   source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
   head = {name: state_dict[name][:7] for name in ('fc.weight', 'fc.bias')}
