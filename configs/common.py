@@ -17,6 +17,9 @@ def base(task: str) -> ml_collections.ConfigDict:
   # Start: a workdir, one of its checkpoints or converted weights
   # (.safetensors); '': random weights.
   config.init_from = ''
+  # Whether a checkpoint that has moving averages gives these to init_from and
+  # --mode=eval, and not the variables that the last update left.
+  config.load_average = True
 
   config.data = _data()
 

@@ -6,7 +6,8 @@ r"""Converts official PyTorch weights into a file for `acmix_jax.load_weights`.
 IN is a .safetensors file with the official names, or a .pth file; the latter
 needs PyTorch (pip install 'acmix-jax[torch]'). Training starts from OUT with
 --config.init_from=OUT. Fields of the model that differ from its defaults are
-given as --FIELD=VALUE.
+given as --FIELD=VALUE. Of a file with moving averages these are taken, or with
+--no-average the weights of the last update.
 """
 
 import argparse
@@ -58,7 +59,12 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def convert(
-  name: str, source: pathlib.Path, target: pathlib.Path, **overrides: Any
+  name: str,
+  source: pathlib.Path,
+  target: pathlib.Path,
+  *,
+  average: bool = True,
+  **overrides: Any,
 ) -> None:
   """Converts the weights in a file.
 
@@ -66,6 +72,8 @@ def convert(
     name: one of `acmix_jax.list_models()`.
     source: see `read`.
     target: the .safetensors file to write.
+    average: whether of a file with both moving averages and the weights of the
+      last update the former are taken.
     **overrides: the fields the model is made with, if not the defaults.
 
   Raises:
@@ -77,7 +85,9 @@ def convert(
       f'{target} must end in .safetensors: {target.with_suffix(".safetensors")}'
     )
   models.create_model(name, **overrides)  # Refuses a wrong name at once.
-  variables = weights.from_torch(name, read(source), **overrides)
+  variables = weights.from_torch(
+    name, read(source), average=average, **overrides
+  )
   weights.save_weights(target, variables)
 
 
@@ -108,6 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('source', type=_path, metavar='IN')
   parser.add_argument('target', type=_path, metavar='OUT')
   parser.add_argument('--num_classes', type=int, default=1000)
+  parser.add_argument(
+    '--average',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='Whether of a file with both moving averages and the weights of the '
+    'last update the former are taken.',
+  )
   args, rest = parser.parse_known_args(argv)
   try:
     overrides = dict(map(_override, rest))
@@ -115,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       args.name,
       args.source,
       args.target,
+      average=args.average,
       num_classes=args.num_classes,
       **overrides,
     )

@@ -109,7 +109,7 @@ def evaluate_checkpoint(
   )
   model_state = weights.assign(
     evaluation.variable_shapes,
-    weights.load_weights(path),
+    weights.load_weights(path, average=config.load_average),
     replaceable=None,
   )
   params = model_state.pop('params')

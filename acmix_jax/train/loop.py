@@ -185,7 +185,7 @@ def _start(
     )
     variables = weights.assign(
       training.random_variables(rng),
-      weights.load_weights(path),
+      weights.load_weights(path, average=config.load_average),
       task.replaceable,
     )
     return training.start(variables), window_lib.Window(0), False

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from acmix_jax.weights import names
+from acmix_jax.weights import interpolation, names
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def assign(
     variables: nested dicts of arrays, or of `jax.ShapeDtypeStruct` with
       shardings.
     weights: result of `load_weights`; cast to the types of the variables.
+      Position tables of another size are interpolated, see `interpolation.fit`.
     replaceable: regular expression of names that `weights` may lack, hold in
       another shape or hold besides: such variables stay as they are. None:
       there are none.
@@ -39,6 +40,7 @@ def assign(
       would make them agree.
   """
   old, new = names.flatten(variables), names.flatten(weights)
+  new = interpolation.fit(new, {name: x.shape for name, x in old.items()})
   fits = {
     name
     for name in old.keys() & new.keys()

@@ -232,9 +232,10 @@ def _load_checkpoint(path, average):
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     tree = handler.metadata(path / _STATE).tree
     wanted = ('params', 'model_state')
-    if average and tree.get('ema'):
-      logger.info('Reading the moving averages of %s.', path)
-      wanted = ('ema',)
+    if tree.get('ema'):
+      said = 'moving averages' if average else 'variables of the last update'
+      logger.info('Reading the %s of %s, which has both.', said, path)
+      wanted = ('ema',) if average else wanted
     # The state of the optimiser, twice as large, stays where it is.
     item = {name: tree[name] for name in wanted if name in tree}
     restored = handler.restore(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from acmix_jax import models
-from acmix_jax.weights import names
+from acmix_jax.weights import interpolation, names
 from acmix_jax.weights.tables import pvt, resnet, san, swin
 
 logger = logging.getLogger(__name__)
@@ -28,25 +28,26 @@ _TABLES = {
 }
 # Families that other libraries hold under other names.
 _RENAMED = {'swin': swin.official_names}
-# Counters of PyTorch's BatchNorm, which the computation does not use, and what
-# Swin computes from its sizes.
-_IGNORED = r'.*(num_batches_tracked|relative_position_index|attn_mask)'
-# Where training programs put a state dict in what they save. Moving averages
-# come first: they are what was evaluated.
-_ENTRIES = (
-  'state_dict_ema',
-  'model_ema',
-  'state_dict',
-  'model_state',
-  'model',
+# Counters of PyTorch's BatchNorm and moving averages, which the computation
+# does not use, and what Swin computes from its sizes.
+_IGNORED = (
+  r'.*(num_batches_tracked|n_averaged|relative_position_index|attn_mask)'
 )
+# Where training programs put a state dict in what they save, and the moving
+# averages of its arrays. These are what was evaluated.
+_AVERAGES = ('state_dict_ema', 'model_ema')
+_ENTRIES = ('state_dict', 'model_state', 'model')
 # What DataParallel, torch.compile and the modules of training programs put
 # before each name.
 _PREFIXES = re.compile(r'^(?:(?:module|_orig_mod|model)\.)+')
 
 
 def from_torch(
-  name: str, state_dict: Mapping[str, Any], **overrides: Any
+  name: str,
+  state_dict: Mapping[str, Any],
+  *,
+  average: bool = True,
+  **overrides: Any,
 ) -> dict[str, Any]:
   """Converts official weights into the variables of a model.
 
@@ -54,7 +55,9 @@ def from_torch(
     name: one of `acmix_jax.list_models()`.
     state_dict: arrays or PyTorch tensors by official names, or what a training
       program saved around them; see `unwrap`.
+    average: see `unwrap`.
     **overrides: the fields the model is made with, if not the defaults.
+      Position tables are interpolated to them, see `interpolation.fit`.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of float32 numpy arrays.
@@ -67,19 +70,24 @@ def from_torch(
   wanted = _shapes(models.create_model(name, **overrides))
   family = re.match('[a-z]+', name)[0]
   table = _TABLES[family]
-  given = _RENAMED.get(family, dict)(unwrap(state_dict))
-  converted, used, missing, misshapen = {}, set(), set(), []
+  given = _RENAMED.get(family, dict)(unwrap(state_dict, average))
+  converted, official_names, missing = {}, {}, set()
   for path, shape in wanted.items():
     official, layout = _find(table, path)
-    used.add(official)
-    if official not in given:
+    official_names[path] = official
+    if official in given:
+      converted[path] = _arranged(layout, given[official], shape)
+    else:
       missing.add(official)
-      continue
-    value = given[official]
-    converted[path] = _arranged(layout, value, shape)
-    if converted[path] is None:
-      misshapen.append(f'{official} {value.shape}, {path} is {shape}')
-  extra = {key for key in given if not re.fullmatch(_IGNORED, key)} - used
+  converted = interpolation.fit(converted, wanted)
+  misshapen = [
+    f'{official_names[path]} {given[official_names[path]].shape}, {path} is '
+    f'{wanted[path]}'
+    for path, value in converted.items()
+    if value.shape != wanted[path]
+  ]
+  extra = {key for key in given if not re.fullmatch(_IGNORED, key)}
+  extra -= set(official_names.values())
   if missing or misshapen or extra:
     problems = names.listing(
       {'missing': missing, 'extra': extra, 'of another shape': misshapen}
@@ -88,13 +96,17 @@ def from_torch(
   return names.unflatten(converted)
 
 
-def unwrap(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def unwrap(
+  saved: Mapping[str, Any], average: bool = True
+) -> dict[str, np.ndarray]:
   """Finds the state dict in what a PyTorch program saved.
 
   Args:
     saved: tensors or arrays by name, or a dict that has them under one of the
       usual keys, such as {'state_dict': ..., 'epoch': 90}. Names may have the
       prefixes of wrappers, such as 'module.'.
+    average: whether of a dict with both moving averages and the weights of the
+      last update the former are read.
 
   Returns:
     float32 arrays by names without these prefixes.
@@ -103,7 +115,7 @@ def unwrap(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
     ValueError: there is no state dict, or two entries have the same name
       without the prefixes.
   """
-  while entry := _entry(saved):
+  while entry := _entry(saved, average):
     logger.info(
       'Reading the entry %r of %s.', entry, ', '.join(map(str, saved))
     )
@@ -112,7 +124,7 @@ def unwrap(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
   if others or not saved:
     raise ValueError(
       'There is no state dict, neither at the top nor under '
-      f'{" or ".join(map(repr, _ENTRIES))}. '
+      f'{" or ".join(map(repr, (*_AVERAGES, *_ENTRIES)))}. '
       + names.listing({'entries are no arrays': others})
     )
   prefixes = {match[0] for name in saved if (match := _PREFIXES.match(name))}
@@ -129,10 +141,11 @@ def unwrap(saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return {name: _as_numpy(x) for name, x in arrays.items()}
 
 
-def _entry(saved):
+def _entry(saved, average):
   """The first of the usual keys that holds a dict, None without any."""
+  keys = (*_AVERAGES, *_ENTRIES) if average else (*_ENTRIES, *_AVERAGES)
   return next(
-    (key for key in _ENTRIES if isinstance(saved.get(key), Mapping)), None
+    (key for key in keys if isinstance(saved.get(key), Mapping)), None
   )
 
 
@@ -145,12 +158,11 @@ def _as_numpy(x):
 
 
 def _arranged(layout, x, shape):
-  """The array in our layout, None if it does not have this shape there."""
+  """The array in our layout, or as it is where the layout takes no such."""
   try:
-    x = layout(x, shape)
+    return layout(x, shape)
   except (ValueError, IndexError):  # The layout is of arrays with other axes.
-    return None
-  return x if x.shape == shape else None
+    return x
 
 
 def _shapes(model) -> dict[str, tuple[int, ...]]:

@@ -44,6 +44,30 @@ def test_a_converted_file_holds_the_converted_weights(
   )
 
 
+def test_the_home_may_be_written_as_a_tilde(state_dict, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  safetensors.save_file(state_dict, tmp_path / 'in.safetensors')
+  paths = '~/in.safetensors', '~/out.safetensors'
+  assert not convert.main(['resnet26_acmix', *paths])
+  assert (tmp_path / 'out.safetensors').exists()
+
+
+@pytest.mark.parametrize('flag, value', [('--average', 1), ('--no-average', 0)])
+def test_moving_averages_are_taken_or_not(
+  state_dict, tmp_path, monkeypatch, flag, value
+):
+  average = {name: np.ones_like(x) for name, x in state_dict.items()}
+  saved = {
+    'state_dict': {name: 0 * x for name, x in average.items()},
+    'state_dict_ema': average,
+  }
+  monkeypatch.setattr(convert, 'read', lambda path: saved)
+  target = tmp_path / 'out.safetensors'
+  assert not convert.main(['resnet26_acmix', 'in.pth', str(target), flag])
+  head = acmix_jax.load_weights(target)['params']['head']
+  assert (head['dense']['kernel'] == value).all()
+
+
 def test_fields_of_the_model_are_taken(state_dict, tmp_path):
   source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
   head = {name: state_dict[name][:7] for name in ('fc.weight', 'fc.bias')}

@@ -240,6 +240,15 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
   evaluated = loop.run(config, str(tmp_path), 'eval')
   assert evaluated == result
 
+  config.load_average = False
+  assert loop.run(config, str(tmp_path), 'eval')['loss'] != result['loss']
+  config = tiny_run.config(num_steps=1)
+  config.init_from, config.load_average = str(tmp_path), False
+  config.optim.learning_rate = 0.0
+  loop.run(config, tmp_path / 'new')
+  started = weights.load_weights(tmp_path / 'new')['params']['conv']['kernel']
+  np.testing.assert_array_equal(started, state['params/conv/kernel'])
+
 
 @pytest.mark.parametrize(
   'change, message',

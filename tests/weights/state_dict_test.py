@@ -103,6 +103,23 @@ def test_moving_averages_are_preferred_and_wrappings_may_be_nested():
     assert state_dict_lib.unwrap(saved)['w'] == 1
 
 
+def test_the_weights_of_the_last_update_are_read_on_request(caplog):
+  caplog.set_level(logging.INFO, 'acmix_jax')
+  raw, average = {'w': np.zeros(1)}, {'w': np.ones(1)}
+  for key, ema in (('state_dict', 'state_dict_ema'), ('model', 'model_ema')):
+    saved = {ema: average, key: raw}
+    assert state_dict_lib.unwrap(saved, average=False)['w'] == 0
+    assert f'Reading the entry {key!r} of {ema}, {key}.' in caplog.text
+
+
+def test_counters_are_no_weights(state_dict, variables):
+  counters = {'n_averaged': np.ones(()), 'bn1.num_batches_tracked': np.ones(())}
+  found = acmix_jax.from_torch(
+    'resnet26_acmix', {'model_ema': state_dict | counters}, **_FIELDS
+  )
+  chex.assert_trees_all_equal(found, variables)
+
+
 @pytest.mark.parametrize(
   ('saved', 'message'),
   [

@@ -4,6 +4,8 @@ Source: whai362/PVT classification/pvt.py. PVT-ACmix has no official weights;
 its own parameters take the names they have in the official Swin-ACmix.
 """
 
+import math
+
 import numpy as np
 
 from acmix_jax.weights.tables.layouts import (
@@ -22,10 +24,12 @@ _OFFICIAL = r'block\1.\2.'
 
 
 def _grid(x: np.ndarray, shape: Shape) -> np.ndarray:
-  """[1, h * w, c], perhaps after a class token -> [h, w, c]."""
-  h, w, _ = shape
-  tokens = x.shape[1] - h * w
-  return x[0, tokens:].reshape(h, w, -1) if tokens in (0, 1) else x
+  """[1, side^2, c], perhaps after a class token -> [side, side, c]."""
+  del shape
+  # The source has square grids alone, and does not store their side.
+  side = math.isqrt(x.shape[1])
+  tokens = x.shape[1] - side**2
+  return x[0, tokens:].reshape(side, side, -1) if tokens in (0, 1) else x
 
 
 def _first(x: np.ndarray, shape: Shape) -> np.ndarray:
