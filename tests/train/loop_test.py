@@ -135,7 +135,7 @@ def test_finished_training_has_nothing_to_do(straight):
 
 
 def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, without_shape_checks
 ):
   to_devices = mesh_lib.to_devices
   calls = []

@@ -128,7 +128,9 @@ def test_a_stall_is_said_and_again_when_it_has_doubled(
   _intercept(monkeypatch, 'train', 2, lambda: time.sleep(2))
   loop.run(tiny_run.config(num_steps=2), str(tmp_path))
   said = [text for text in caplog.messages if 'The input stalls' in text]
-  assert [text.split(' for ')[1].split(' s.')[0] for text in said] == ['0', '1']
+  seconds = [text.split(' for ')[1].split(' s.')[0] for text in said]
+  # A busy machine may stall for longer than it was asked to.
+  assert seconds[:2] == ['0', '1']
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once():
