@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import metrics
-from jaxtyping import Array, Float, Float32, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped
 
 from acmix_jax import models
 from acmix_jax.data import order, pipeline, sources
@@ -232,18 +233,24 @@ class Classification:
     source = self._train_source if split == 'train' else self._eval_source
     return {'class_names': list(source.class_names), 'images': len(source)}
 
-  def init(self, rng):
+  def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """See `tasks.Task`."""
     size = self.config.data.image_size
     return self.model.init(rng, jnp.zeros((1, size, size, 3)))
 
-  def _normalize(self, images: UInt8[Array, 'b h w 3']):
+  def _normalize(self, images):
     data = self.config.data
     mean = jnp.reshape(jnp.asarray(data.mean), (1, 1, 1, 3))
     std = jnp.reshape(jnp.asarray(data.std), (1, 1, 1, 3))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
-  def loss(self, params, model_state, batch, rng):
+  def loss(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+    rng: PRNGKeyArray,
+  ) -> tuple[Float32[Array, ''], tuple[Any, dict[str, Float32[Array, '']]]]:
     """See `tasks.Task`.
 
     Metrics are 'top1' and 'top5' of the batch; of a blended image the class
@@ -273,7 +280,12 @@ class Classification:
     }
     return loss, (dict(model_state), results)
 
-  def predict(self, params, model_state, batch):
+  def predict(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Shaped[Array, ' b']]:
     """'loss' (not smoothed), 'top1', 'top5' and 'mask' of each example."""
     logits = self.model.apply(
       {'params': params, **model_state},

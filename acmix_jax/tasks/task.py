@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Float32, PRNGKeyArray
+from jaxtyping import Array, Float32, PRNGKeyArray, Shaped
 
 from acmix_jax import lookup
 from acmix_jax.tasks import classification
@@ -104,11 +104,20 @@ class Task(Protocol):
     """Variables of the model: {'params', and what else it has}."""
 
   def loss(
-    self, params: Any, model_state: Any, batch: dict, rng: PRNGKeyArray
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+    rng: PRNGKeyArray,
   ) -> tuple[Float32[Array, ''], tuple[Any, dict[str, Float32[Array, '']]]]:
     """(loss, (model_state, metrics)), for training."""
 
-  def predict(self, params: Any, model_state: Any, batch: dict) -> Any:
+  def predict(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> Any:
     """What the evaluator needs of a batch, and no more: any tree of arrays.
 
     Either arrays with a row for each example, among them what the batch says

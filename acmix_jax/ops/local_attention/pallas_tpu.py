@@ -302,8 +302,7 @@ def attend(
     q: Queries.
     k: Keys, scaled.
     v: Values.
-    interpret: `interpret` of `pallas_call`: True runs plain operations, on any
-      machine.
+    interpret: `interpret` of `pallas_call`; True runs on any machine, slowly.
 
   Returns:
     Sums of values in the dtype of v.
