@@ -91,7 +91,9 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
     stack.enter_context(_naming_the_latest(checkpoints))
     state, window, eval_owed = _start(training, checkpoints)
     start_step = done = int(state.step)
-    log = writer.TrainingLog(workdir, training.config, start_step, num_steps)
+    log = writer.TrainingLog(
+      workdir, training.config, start_step, num_steps, eval_owed
+    )
     stack.callback(log.close)
     first_step = start_step if eval_owed else start_step + 1
     if first_step > num_steps:
