@@ -66,12 +66,13 @@ def run(
   if mode not in ('train', 'eval'):
     raise ValueError(lookup.unknown('mode', mode, ('train', 'eval')))
   directory = workdir_lib.resolve(workdir)
-  mesh = mesh_lib.make_mesh(config.mesh)
-  if mode == 'eval':
-    return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
-  with workdir_lib.Lock(directory):
-    processes.by_process_0(lambda: recorded_config.check(directory, config))
-    return _train(build.Training(config, mesh), directory)
+  with processes.failing_together():
+    mesh = mesh_lib.make_mesh(config.mesh)
+    if mode == 'eval':
+      return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
+    with workdir_lib.Lock(directory):
+      processes.by_process_0(lambda: recorded_config.check(directory, config))
+      return _train(build.Training(config, mesh), directory)
 
 
 def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
@@ -90,7 +91,9 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
     stack.enter_context(_naming_the_latest(checkpoints))
     state, window, eval_owed = _start(training, checkpoints)
     start_step = done = int(state.step)
-    log = writer.TrainingLog(workdir, training.config, start_step, num_steps)
+    log = writer.TrainingLog(
+      workdir, training.config, start_step, num_steps, eval_owed
+    )
     stack.callback(log.close)
     first_step = start_step if eval_owed else start_step + 1
     if first_step > num_steps:

@@ -1,12 +1,25 @@
-"""What process 0 finds out or does for all processes of a training."""
+"""What process 0 finds out for all processes, and how an error ends all."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+
+# jax has no public way to tell processes something that wait for a computation.
+from jax._src import distributed
 from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+_FAILURE = 'acmix_jax/failure'
+_POLL_SECONDS = 1
 
 
 def from_process_0(value: Any) -> Any:
@@ -45,3 +58,54 @@ def by_process_0(function: Callable[[], Any]) -> Any:
   if message is not None:
     raise RuntimeError(f'Process 0 failed: {message}')
   return result
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+  """Context in which an error of one process ends all processes.
+
+  The others would wait for its part of a computation, for ever and where
+  nothing can interrupt them. So each process has a thread that hears of the
+  error through the service of `jax.distributed`, logs it and ends the process
+  with status 1; the one that failed ends in the same way once it has told.
+  A single process raises the error.
+  """
+  if not jax.distributed.is_initialized():
+    yield
+    return
+  client, done = distributed.global_state.client, threading.Event()
+  threading.Thread(target=_hear, args=(client, done), daemon=True).start()
+  index = jax.process_index()
+  try:
+    yield
+  except BaseException as error:
+    done.set()
+    message = f'Process {index} failed: {type(error).__name__}: {error}'
+    try:
+      client.key_value_set(_FAILURE, message)
+      logger.exception('This ends all processes:')
+    except jax.errors.JaxRuntimeError:
+      # Another one failed first, and this error only follows from that.
+      logger.error('%s', client.key_value_try_get(_FAILURE))
+    _end()
+  finally:
+    done.set()
+
+
+def _hear(client, done):
+  while not done.wait(_POLL_SECONDS):
+    try:
+      message = client.key_value_try_get(_FAILURE)
+    except jax.errors.JaxRuntimeError:  # There is none.
+      continue
+    if not done.is_set():
+      logger.error('%s', message)
+      _end()
+
+
+def _end():
+  # Others notice that a process has ended, and say so in other words: they
+  # hear the reason before. The service itself ends with process 0.
+  time.sleep(2 * _POLL_SECONDS * (2 if jax.process_index() == 0 else 1))
+  logging.shutdown()
+  os._exit(1)

@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,13 +40,19 @@ def json_line(step: int, values: dict[str, float]) -> str:
 class MetricsWriter:
   """Writes one JSON object a line, and the same scalars to TensorBoard."""
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
+  def __init__(self, workdir: pathlib.Path, start_step: int, eval_owed: bool):
     """Opens the files of a training that goes on after `start_step`.
 
-    Lines of later steps are removed: the resumed training writes them again.
+    Lines of later steps are removed: the resumed training writes them again;
+    if it owes the evaluation of this step, the line of that one, too.
     """
     path = workdir / 'metrics.jsonl'
-    _drop_lines_after(path, start_step)
+
+    def is_kept(line):
+      owed = eval_owed and any(name.startswith('eval/') for name in line)
+      return int(line['step']) <= start_step - owed
+
+    _keep_lines(path, is_kept)
     self._file = path.open('a')
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1
@@ -66,14 +72,14 @@ class MetricsWriter:
     self._tensorboard.close()
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-  """Removes the lines of later steps; a file with unreadable ones is kept."""
+def _keep_lines(path: pathlib.Path, is_kept: Callable[[dict], bool]) -> None:
+  """Removes the other lines; a file with unreadable ones is set aside."""
   if not path.exists():
     return
   kept, unreadable = [], []
   for number, line in enumerate(path.read_bytes().splitlines(), start=1):
     try:
-      if int(json.loads(line)['step']) <= step:
+      if is_kept(json.loads(line)):
         kept.append(line + b'\n')
     # Half a line of a killed process, or no object, or one without a step.
     except (ValueError, TypeError, KeyError):
@@ -107,12 +113,13 @@ class TrainingLog:
     config: ml_collections.ConfigDict,
     start_step: int,
     num_steps: int,
+    eval_owed: bool = False,
   ):
-    """Writes config.json and opens the files, to go on after `start_step`."""
+    """Writes config.json and opens the files, see `MetricsWriter`."""
     self._visible = jax.process_index() == 0
     if self._visible:
       recorded_config.write(workdir, config)
-      self._files = MetricsWriter(workdir, start_step)
+      self._files = MetricsWriter(workdir, start_step, eval_owed)
     self._batch_size = config.train.batch_size
     self._num_steps = num_steps
     # Terminals of editors and of old kinds cannot rewrite a line.

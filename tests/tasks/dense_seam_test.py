@@ -1,5 +1,6 @@
 """A dense task through pipeline, loop and evaluation, on two canvases."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from acmix_jax.tasks import task as task_lib
-from acmix_jax.train import loop, preemption
+from acmix_jax.train import loop, metrics_window
 from tests.tasks import toy_dense
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -144,15 +145,15 @@ def test_update_is_traced_once_for_each_canvas(tmp_path, monkeypatch):
 def test_resuming_after_a_crash_equals_never_stopping(
   tmp_path, monkeypatch, straight
 ):
-  reached = preemption.Preemption.reached
+  add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def crash(self, step):
-    if step == 7:
+  def crash(self, metrics):
+    if next(updates) == 7:
       raise RuntimeError('crash')
-    return reached(self, step)
+    add(self, metrics)
 
   with monkeypatch.context() as patch:
-    patch.setattr(preemption.Preemption, 'reached', crash)
+    patch.setattr(metrics_window.Window, 'add', crash)
     with pytest.raises(RuntimeError, match='crash'):
       _run(tmp_path, patch)
   _run(tmp_path, monkeypatch)

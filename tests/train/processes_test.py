@@ -44,6 +44,21 @@ runpy.run_path('main.py', run_name='__main__')
 """
 
 
+# Runs main.py with an input that fails on one process after three batches.
+FAILING = """
+import os, runpy
+from acmix_jax.data import pipeline
+draw, left = pipeline.Batches.__next__, [3]
+def failing(self):
+  left[0] -= 1
+  if left[0] < 0 and os.environ['JAX_PROCESS_ID'] == os.environ['FAILS']:
+    raise pipeline.TooManyDamagedError(['a/b.png: cut'], 0)
+  return draw(self)
+pipeline.Batches.__next__ = failing
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
 def _run(*arguments, **environment):
   """A process with two devices."""
   environment = os.environ | {
@@ -137,6 +152,35 @@ def test_two_processes_leave_an_evaluation_together(tmp_path):
   assert saved.name == '3'
   progress = json.loads((saved / 'progress' / 'metadata').read_text())
   assert progress['interrupted']
+
+
+@pytest.mark.parametrize('fails', ['0', '1'])
+def test_what_one_process_cannot_read_ends_both_with_its_message(
+  tmp_path, fails
+):
+  processes = [
+    _train(
+      tmp_path,
+      '--config.train.checkpoint_every_steps=2',
+      program=('-c', FAILING),
+      FAILS=fails,
+      **own,
+    )
+    for own in _pair()
+  ]
+  try:
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, error in zip(processes, errors, strict=True):
+    assert process.returncode == 1, error
+    assert 'TooManyDamagedError: 1 images cannot be read' in error
+    assert 'a/b.png: cut' in error
+  other = errors[1 - int(fails)]
+  assert f'Process {fails} failed: TooManyDamagedError' in other
+  assert 'Traceback' not in other
+  assert (tmp_path / 'checkpoints' / '2' / 'manifest.json').exists()
 
 
 def _evaluate(*environments):

@@ -106,6 +106,17 @@ def test_a_stalled_input_does_not_hide_a_signal(
   _check_resumed(tmp_path, straight)
 
 
+def test_an_owed_evaluation_that_was_made_and_not_saved_has_one_line(
+  tmp_path, monkeypatch, straight
+):
+  for split in ('eval', 'train'):
+    with monkeypatch.context() as patch:
+      before = {'eval': 2, 'train': 1}[split]
+      _intercept(patch, split, before, lambda: _send(signal.SIGTERM))
+      loop.run(tiny_run.config(), str(tmp_path))
+  _check_resumed(tmp_path, straight)
+
+
 @pytest.mark.parametrize('before', [1, 3])
 def test_an_evaluation_is_left_for_the_resumed_training(
   tmp_path, monkeypatch, straight, before
