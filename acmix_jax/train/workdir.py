@@ -104,9 +104,16 @@ class Lock:
       file.seek(0)
       holder = file.read(200)
       if locked is False or (holder and self._may_live(holder, locked)):
+        remedy = 'Wait for it, stop it, or choose another workdir.'
+        if holder.startswith(f'process {os.getppid()} on'):
+          # A worker (data.workers) runs the main program again as it starts.
+          remedy = (
+            'It started this one: guard its call by `if __name__ == '
+            "'__main__':`."
+          )
         raise InUseError(
           f'{self._path.parent} is in use by {holder or "another process"}. '
-          'Wait for it, stop it, or choose another workdir.'
+          f'{remedy}'
         )
       if holder:
         logger.warning(

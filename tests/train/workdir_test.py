@@ -36,6 +36,22 @@ def test_a_second_training_is_refused_at_once_and_an_evaluation_is_not(
   loop.run(tiny_run.config(num_steps=1), str(tmp_path))
 
 
+def test_a_worker_that_runs_the_program_again_is_told_of_the_guard(tmp_path):
+  program = (
+    'import pathlib, sys\n'
+    'from acmix_jax.train import workdir\n'
+    'workdir.Lock(pathlib.Path(sys.argv[1])).__enter__()'
+  )
+  with workdir.Lock(tmp_path):
+    child = subprocess.run(
+      [sys.executable, '-c', program, str(tmp_path)],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+    )
+  assert 'It started this one: guard its call by `if __name__' in child.stderr
+
+
 def test_a_workdir_that_was_given_back_is_free(tmp_path, caplog):
   for _ in range(2):
     with workdir.Lock(tmp_path / 'made'):
