@@ -1,0 +1,1 @@
+"""Heads and necks of dense prediction on a backbone's stages."""
