@@ -1,5 +1,6 @@
 """What the input pipeline asks of a data set."""
 
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,3 +65,34 @@ class LabelledImages:
     """A black pixel of the first class."""
     del index
     return {'image': np.zeros((1, 1, 3), np.uint8), 'label': np.int32(0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OnCanvases:
+  """A source of label maps whose examples are put on canvases.
+
+  Its examples have `canvas` besides, the number of their own.
+
+  Attributes:
+    source: the examples, with their `sizes`.
+    canvases: the canvas of each example, int [n].
+  """
+
+  source: Source
+  canvases: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return {**self.source[index], 'canvas': self.canvases[index]}
+
+  def blank(self, index: int) -> dict[str, Any]:
+    """A black image without labels, of the size of example `index`."""
+    size = tuple(self.source.sizes[index])
+    return {
+      **self.source.blank(index),
+      'image': np.zeros((*size, 3), np.uint8),
+      'label_map': np.full(size, 255, np.uint8),
+      'canvas': self.canvases[index],
+    }
