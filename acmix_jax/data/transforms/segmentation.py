@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 
 from acmix_jax.data import decode
+from acmix_jax.data.label_maps import IGNORED
 from acmix_jax.data.transforms import (
   crop,
   image,
@@ -37,8 +38,6 @@ from acmix_jax.data.transforms import (
   transform,
 )
 from acmix_jax.data.transforms.transform import Example
-
-IGNORED = 255
 
 
 def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
