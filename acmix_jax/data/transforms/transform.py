@@ -41,8 +41,8 @@ class Decode:
   """Decodes `image` from the bytes of a file; an array stays as it is.
 
   Raises:
-    decode.DecodeError: the file is damaged, or the label map that belongs to it
-      has another size.
+    decode.DecodeError: the file is damaged, or the label map or the masks that
+      belong to it have another size.
   """
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -50,19 +50,23 @@ class Decode:
     image = example['image']
     if isinstance(image, bytes):
       image = decode.decode(image)
-    if 'label_map' in example:
-      _check_same_size(image.shape[:2], example['label_map'].shape)
+    for key, of_what in (('label_map', 'label map'), ('masks', 'annotations')):
+      if key in example:
+        shape = example[key].shape[-2:]
+        _check_same_size(image.shape[:2], shape, of_what)
     return {**example, 'image': image}
 
 
-def _check_same_size(image: tuple[int, int], labels: tuple[int, int]) -> None:
-  if image == labels:
+def _check_same_size(
+  image: tuple[int, int], other: tuple[int, int], of_what: str
+) -> None:
+  if image == other:
     return
   message = (
-    f'the image is {image[0]} x {image[1]} pixels (height x width), its label '
-    f'map {labels[0]} x {labels[1]}'
+    f'the image is {image[0]} x {image[1]} pixels (height x width), its '
+    f'{of_what} {other[0]} x {other[1]}'
   )
-  if image == labels[::-1]:
+  if image == other[::-1]:
     message += (
       '; if a rotation is noted in the file (EXIF), which is not applied, turn '
       'the pixels themselves'
