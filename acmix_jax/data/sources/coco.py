@@ -44,8 +44,9 @@ class Coco:
 
   Examples have `image` (bytes), `boxes`, float32 [n, 4]: x1 y1 x2 y2 in pixels,
   not clipped to the image; `labels`, int32 [n]; `masks`, a `masks.Masks` of n;
-  `image_id`, `canvas` and `name`. The objects are those that are learnt, see
-  `Annotations.trainable`; crowds and objects to be ignored are not among them.
+  `image_id`, `name` and, of several canvases, `canvas`. The objects are those
+  that are learnt, see `Annotations.trainable`; crowds and objects to be ignored
+  are not among them.
 
   In training the images are those of at least 32 pixels in height and width
   that the file has an annotation for, a crowd or not, or all of that size; in
@@ -55,7 +56,7 @@ class Coco:
     annotations: all images and objects of the file.
     class_names: names of the categories in the order of the file; a label is
       an index into them.
-    canvases: int [n], see `orientation`.
+    canvases: int [n], see `orientation`; None: all images share one.
     origin: where the data come from, for the log.
   """
 
@@ -66,6 +67,7 @@ class Coco:
     *,
     training: bool,
     empty_images: bool = False,
+    by_orientation: bool = True,
   ):
     """Chooses the images.
 
@@ -74,6 +76,7 @@ class Coco:
       images: the images themselves.
       training: whether to leave out what is not trained on.
       empty_images: whether images without annotations are training images.
+      by_orientation: whether wide images and others are on different canvases.
 
     Raises:
       ValueError: no image is left.
@@ -93,7 +96,9 @@ class Coco:
         f'have no annotations or a side below {_MIN_SIDE} pixels '
         '(data.train_empty_images adds those without annotations).'
       )
-    self.canvases = orientation(annotations.sizes[self._indices])
+    self.canvases = None
+    if by_orientation:
+      self.canvases = orientation(annotations.sizes[self._indices])
 
   @property
   def num_classes(self) -> int:
@@ -117,8 +122,8 @@ class Coco:
       'labels': annotations.labels[objects],
       'masks': masks.Masks(shapes, *annotations.size(image)),
       'image_id': int(annotations.image_ids[image]),
-      'canvas': int(self.canvases[index]),
       'name': self._images.name(image),
+      **self._canvas(index),
     }
 
   def blank(self, index: int) -> dict[str, Any]:
@@ -129,8 +134,13 @@ class Coco:
       'labels': np.zeros(0, np.int32),
       'masks': masks.Masks([], 1, 1),
       'image_id': -1,
-      'canvas': int(self.canvases[index]),
+      **self._canvas(index),
     }
+
+  def _canvas(self, index: int) -> dict[str, int]:
+    if self.canvases is None:
+      return {}
+    return {'canvas': int(self.canvases[index])}
 
 
 def orientation(sizes: np.ndarray) -> np.ndarray:
@@ -214,7 +224,8 @@ def open_coco(config: ml_collections.ConfigDict, split: str) -> Coco:
       JSON file, and `train_images`, a folder, both relative to `dir`; for
       evaluation `eval_annotations` and `eval_images`; `train_empty_images`,
       whether images without annotations are trained on; `mask_size`, where 0
-      stands for boxes alone. If the JSON file is not there, `dir` may also be
+      stands for boxes alone; `canvases`, of which two are those of
+      `orientation`. If the JSON file is not there, `dir` may also be
       what `acmix_jax.tools.prepare coco2017` wrote.
     split: 'train' or 'validation'.
 
@@ -249,6 +260,7 @@ def open_coco(config: ml_collections.ConfigDict, split: str) -> Coco:
     images,
     training=training,
     empty_images=config.train_empty_images,
+    by_orientation=len(config.canvases) > 1,
   )
 
 

@@ -105,9 +105,10 @@ class Masks:
       columns = _Axis.around(drawn.any(axis=0), self._columns, side, multiple)
       if rows is None or columns is None:
         continue
-      cut = drawn[rows.pixels][:, columns.pixels]
-      cut &= rows.inside[:, None] & columns.inside
-      bits[index] = np.packbits(cut, axis=1)
+      # pycocotools lays masks out column by column.
+      cut = drawn.T.take(columns.pixels, axis=0).take(rows.pixels, axis=1)
+      cut[~columns.inside], cut[:, ~rows.inside] = 0, 0
+      bits[index] = np.packbits(np.ascontiguousarray(cut.T), axis=1)
       regions[index] = columns.start, rows.start, columns.end, rows.end
     return bits, regions
 

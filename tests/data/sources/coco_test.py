@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from acmix_jax.data import decode, sources
+from acmix_jax.data import decode, pipeline, sources
 from acmix_jax.data.sources import coco, coco_annotations, coco_format
-from acmix_jax.data.transforms import masks
+from acmix_jax.data.transforms import detection, masks
 from tests import fake_coco, fake_data
 
 FIXTURES = pathlib.Path(__file__).parents[2] / 'fixtures' / 'detection'
@@ -29,6 +29,7 @@ def config(directory, **fields):
       'eval_images': 'val2017',
       'train_empty_images': False,
       'mask_size': 16,
+      'canvases': ((64, 96), (96, 64)),
       **fields,
     }
   )
@@ -246,3 +247,50 @@ def test_images_that_do_not_fit_are_named(tmp_path):
     sources.make_source(config(home, train_images='nowhere'), 'train')
   with pytest.raises(FileNotFoundError, match='train_annotations.*prepare'):
     sources.make_source(config(home, train_annotations='no.json'), 'train')
+
+
+def test_batches_of_both_canvases(directory):
+  data = config(
+    directory,
+    train_scales=((90, 60), (90, 40)),
+    crop_scales=((900, 50),),
+    crop_range=(20, 60),
+    flip=0.5,
+    eval_scale=(90, 60),
+    max_objects=5,
+  )
+  batches = pipeline.train_batches(
+    sources.make_source(data, 'train'),
+    detection.train_transform(data),
+    batch_size=2,
+    seed=0,
+    threads=1,
+  )
+  shapes = set()
+  for _ in range(8):
+    batch = next(batches)
+    assert batch['mask'].all() and batch['valid'].any()
+    assert batch['masks'].shape == (2, 5, 16, 2)
+    shapes.add(batch['image'].shape)
+  batches.close()
+  assert shapes == {(2, 64, 96, 3), (2, 96, 64, 3)}
+
+
+def test_every_image_is_evaluated_once(directory):
+  data = config(directory, eval_scale=(90, 60))
+  source = sources.make_source(data, 'validation')
+  seen = []
+  batches = pipeline.eval_batches(
+    source, detection.eval_transform(data), batch_size=5, threads=1
+  )
+  for batch in batches:
+    wide = batch['size'][:, 1] > batch['size'][:, 0]
+    assert len(set(wide[batch['mask']])) == 1
+    seen.extend(batch['image_id'][batch['mask']])
+  assert sorted(seen) == sorted(source.annotations.image_ids)
+  assert (
+    sources.make_source(
+      config(directory, canvases=((96, 96),)), 'validation'
+    ).canvases
+    is None
+  )
