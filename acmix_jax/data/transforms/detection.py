@@ -54,9 +54,6 @@ from acmix_jax.data.transforms.transform import Example
 
 logger = logging.getLogger(__name__)
 
-# The sources pad images to a multiple of it.
-PAD_MULTIPLE = 32
-
 _Scales = tuple[tuple[int, int], ...]
 
 
@@ -268,7 +265,7 @@ class ToRows:
     rows['labels'] = self._fill(example['labels'][kept])
     rows['valid'] = self._fill(np.ones(len(kept), bool))
     if self.mask_size:
-      bits, regions = example['masks'][kept].pack(self.mask_size, PAD_MULTIPLE)
+      bits, regions = example['masks'][kept].pack(self.mask_size)
       rows['masks'] = self._fill(bits)
       rows['mask_regions'] = self._fill(regions)
     return rows
