@@ -198,3 +198,25 @@ def check_pixels(width: int, height: int) -> None:
       f'{width} x {height} pixels are more than the {MAX_PIXELS:,} that are '
       'decoded; store a smaller copy'
     )
+
+
+def check_same_size(image: tuple[int, ...], labels: tuple[int, ...]) -> None:
+  """Raises a DecodeError where an image and its label map differ in size.
+
+  Args:
+    image: shape of the image, height and width first.
+    labels: shape of the label map.
+  """
+  image, labels = image[:2], labels[:2]
+  if image == labels:
+    return
+  message = (
+    f'the image is {image[0]} x {image[1]} pixels (height x width), its label '
+    f'map {labels[0]} x {labels[1]}'
+  )
+  if image == labels[::-1]:
+    message += (
+      '; if a rotation is noted in the file (EXIF), which is not applied, turn '
+      'the pixels themselves'
+    )
+  raise DecodeError(message)

@@ -51,23 +51,8 @@ class Decode:
     if isinstance(image, bytes):
       image = decode.decode(image)
     if 'label_map' in example:
-      _check_same_size(image.shape[:2], example['label_map'].shape)
+      decode.check_same_size(image.shape, example['label_map'].shape)
     return {**example, 'image': image}
-
-
-def _check_same_size(image: tuple[int, int], labels: tuple[int, int]) -> None:
-  if image == labels:
-    return
-  message = (
-    f'the image is {image[0]} x {image[1]} pixels (height x width), its label '
-    f'map {labels[0]} x {labels[1]}'
-  )
-  if image == labels[::-1]:
-    message += (
-      '; if a rotation is noted in the file (EXIF), which is not applied, turn '
-      'the pixels themselves'
-    )
-  raise decode.DecodeError(message)
 
 
 def check_size(name: str, size: int) -> None:
