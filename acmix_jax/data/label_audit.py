@@ -60,13 +60,11 @@ class Report:
   @property
   def missing(self) -> list[str]:
     """Names of the classes that do not occur."""
-    stored = np.arange(self.convention.first, self.convention.last + 1)
+    occurring = set(self.convention.table[self.found].tolist())
     return [
       name
-      for name, pixels in zip(
-        self.class_names, self.pixels[stored], strict=True
-      )
-      if not pixels
+      for label, name in enumerate(self.class_names)
+      if label not in occurring
     ]
 
   @property
