@@ -96,6 +96,13 @@ def test_classes_may_begin_with_one(tmp_path):
   assert set(np.unique(source[0]['label_map'])) == {0, 1, 2, 255}
 
 
+@pytest.mark.parametrize('names', ['road, car,sky', ('road,car,sky',)])
+def test_class_names_may_be_one_string(tmp_path, names):
+  fake_data.write_pairs(tmp_path / 'images', tmp_path / 'labels')
+  source = open_folder(tmp_path, class_names=names)
+  assert source.class_names == ('road', 'car', 'sky')
+
+
 def test_what_does_not_pair_is_named(tmp_path):
   write(tmp_path, 'images/{}', 'labels/{}')
   images, labels = tmp_path / 'images/train', tmp_path / 'labels/train'
@@ -163,7 +170,7 @@ def test_other_mistakes_are_named(tmp_path):
     open_folder('')
   with pytest.raises(FileNotFoundError, match='no is no folder; expected'):
     open_folder(tmp_path / 'no')
-  for class_names in ((), ('a', 'a'), 'road'):
+  for class_names in ((), ('a', 'a'), 'road,,car', ''):
     with pytest.raises(ValueError, match='data.class_names=.*must name each'):
       open_folder(tmp_path, class_names=class_names)
   write(tmp_path, 'images/{}', 'labels/{}', ('train',))
