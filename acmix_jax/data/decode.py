@@ -111,9 +111,10 @@ def read_size(file: str | BinaryIO) -> tuple[int, int]:
       return image.height, image.width
   except UnidentifiedImageError as error:
     raise DecodeError('no image of a known format') from error
-  except (OSError, MemoryError):
-    raise
   except Exception as error:
+    # Pillow's own errors have no number, those of the disk do.
+    if isinstance(error, OSError) and error.errno is not None:
+      raise
     raise DecodeError(f'{type(error).__name__}: {error}') from error
 
 

@@ -1,5 +1,6 @@
 """Folders of images and label maps: layouts, pairs, and mistakes."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -283,6 +284,18 @@ def test_size_of_an_image_is_read_from_its_header(tmp_path):
   content = fake_data.encode(fake_data.picture(0, (41, 30)), 'rotated')
   path.write_bytes(content[:-50])
   assert decode.read_size(os.fspath(path)) == (30, 41)
-  path.write_bytes(b'nothing')
-  with pytest.raises(decode.DecodeError, match='no image of a known format'):
-    decode.read_size(os.fspath(path))
+  for damaged in (b'nothing', content[:200]):
+    path.write_bytes(damaged)
+    with pytest.raises(decode.DecodeError):
+      decode.read_size(os.fspath(path))
+
+
+def test_failing_disk_is_not_taken_for_damage(tmp_path, monkeypatch):
+  source = open_folder(write(tmp_path, '{}/images', '{}/labels'))
+
+  def fail(path):
+    raise OSError(errno.EIO, 'Input/output error', path)
+
+  monkeypatch.setattr(decode.Image, 'open', fail)
+  with pytest.raises(OSError, match='Input/output error.*000.jpg'):
+    _ = source.sizes
