@@ -111,9 +111,10 @@ def read_size(file: str | BinaryIO) -> tuple[int, int]:
       return image.height, image.width
   except UnidentifiedImageError as error:
     raise DecodeError('no image of a known format') from error
-  except (OSError, MemoryError):
-    raise
   except Exception as error:
+    # Pillow's own errors have no number, those of the disk do.
+    if isinstance(error, OSError) and error.errno is not None:
+      raise
     raise DecodeError(f'{type(error).__name__}: {error}') from error
 
 
@@ -198,3 +199,28 @@ def check_pixels(width: int, height: int) -> None:
       f'{width} x {height} pixels are more than the {MAX_PIXELS:,} that are '
       'decoded; store a smaller copy'
     )
+
+
+def check_same_size(
+  image: tuple[int, ...], labels: tuple[int, ...], of_what: str = 'label map'
+) -> None:
+  """Raises a DecodeError where an image and its labels differ in size.
+
+  Args:
+    image: shape of the image, height and width first.
+    labels: shape of the label map or of the masks, height and width first.
+    of_what: what the message calls the labels.
+  """
+  image, labels = image[:2], labels[:2]
+  if image == labels:
+    return
+  message = (
+    f'the image is {image[0]} x {image[1]} pixels (height x width), its '
+    f'{of_what} {labels[0]} x {labels[1]}'
+  )
+  if image == labels[::-1]:
+    message += (
+      '; if a rotation is noted in the file (EXIF), which is not applied, turn '
+      'the pixels themselves'
+    )
+  raise DecodeError(message)

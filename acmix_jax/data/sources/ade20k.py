@@ -99,7 +99,9 @@ class PackedAde20k(label_files.LabelFiles):
       FileNotFoundError: nothing is there, packed or not.
       ValueError: several were found, or its format or the split is not known.
     """
-    self._records = prepared.Records(directory, 'ade20k', split)
+    self._records = prepared.Records(
+      directory, 'ade20k', split, f', or to the unpacked {ARCHIVE}'
+    )
     self.origin = self._records.directory
     # After 'other', which does not count.
     self.class_names = tuple(self._records.features['label_map'].names[1:])

@@ -2,7 +2,6 @@
 
 import abc
 import functools
-import logging
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -10,8 +9,6 @@ import numpy as np
 
 from acmix_jax.data import decode, label_maps
 from acmix_jax.data.sources import source
-
-logger = logging.getLogger(__name__)
 
 _THREADS = 16  # To read headers: what is waited for is the disk.
 
@@ -76,8 +73,12 @@ class LabelFiles(source.LabelMaps, abc.ABC):
   def sizes(self) -> np.ndarray:
     """Heights and widths of the images, int32 [n, 2], read from the headers.
 
-    An image whose header cannot be read has the size of another one, to stand
-    on its canvas until it is found damaged.
+    An image that is damaged or gone has the size of another one, to stand on
+    its canvas until that is found out.
+
+    Raises:
+      OSError: the disk fails. To pass that over could leave the processes that
+        share an evaluation with different canvases.
     """
     with futures.ThreadPoolExecutor(_THREADS) as pool:
       sizes = list(pool.map(self._read_size_or_none, range(len(self))))
@@ -87,5 +88,5 @@ class LabelFiles(source.LabelMaps, abc.ABC):
   def _read_size_or_none(self, index: int) -> tuple[int, int] | None:
     try:
       return self.read_size(index)
-    except (decode.DecodeError, OSError):
+    except (decode.DecodeError, FileNotFoundError, PermissionError):
       return None

@@ -18,7 +18,13 @@ class Records:
     features: the description of the records, by key.
   """
 
-  def __init__(self, directory: str | os.PathLike, name: str, split: str):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    name: str,
+    split: str,
+    otherwise: str = '',
+  ):
     """Reads the description of the data set, and no records.
 
     Args:
@@ -26,13 +32,15 @@ class Records:
         that holds just one, as in DIR/NAME/1.0.0.
       name: name of the data set.
       split: name of a split, or parts of them: 'train[:99%]'.
+      otherwise: what else may be done where nothing is found, for the message:
+        ', or ...'.
 
     Raises:
       FileNotFoundError: no prepared data set was found.
       ValueError: several were found, or its format or the split is not known.
     """
     self.name, self.split = name, split
-    self.directory = str(_find_prepared(directory, name))
+    self.directory = str(_find_prepared(directory, name, otherwise))
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(self.directory)
@@ -74,10 +82,12 @@ class Records:
       raise decode.DecodeError(f'{name}: {error}') from error
 
 
-def _find_prepared(directory: str | os.PathLike, name: str) -> epath.Path:
+def _find_prepared(
+  directory: str | os.PathLike, name: str, otherwise: str
+) -> epath.Path:
   hint = (
     f'prepare one with `python -m acmix_jax.tools.prepare {name} --source=DIR '
-    '--data_dir=DATA` and set data.dir to DATA'
+    f'--data_dir=DATA` and set data.dir to DATA{otherwise}'
   )
   if not directory:
     raise ValueError(

@@ -28,21 +28,24 @@ def open_segmentation_folder(
 ) -> 'SegmentationFolder':
   """The folder of `config.data`.
 
-  Its fields are `dir`; `class_names`, in the order of their numbers;
-  `ignored_label`, the number of pixels that do not count in the files; and
-  `zero_is_ignored`, whether those of number 0 do not count either and the
-  classes begin with 1.
+  Its fields are `dir`; `class_names`, in the order of their numbers, or all of
+  them in one string, apart by commas; `ignored_label`, the number of pixels
+  that do not count in the files; and `zero_is_ignored`, whether those of number
+  0 do not count either and the classes begin with 1.
 
   Raises:
     FileNotFoundError: no such folder.
     ValueError: the class names cannot serve, or see `SegmentationFolder`.
   """
   names = config.class_names
-  if isinstance(names, str) or not names or len(set(names)) < len(names):
+  names = (names,) if isinstance(names, str) else tuple(names)
+  if len(names) == 1:
+    names = tuple(name.strip() for name in names[0].split(','))
+  if not all(names) or len(set(names)) < max(1, len(names)):
     raise ValueError(
       f'data.class_names={names!r} must name each class once, in the order of '
-      "their numbers, such as ('road', 'car'); the label maps have numbers "
-      'only.'
+      'their numbers, such as --config.data.class_names=road,car; the label '
+      'maps have numbers only.'
     )
   return SegmentationFolder(
     config.dir,

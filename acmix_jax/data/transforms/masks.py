@@ -15,11 +15,11 @@ Segmentation = list[np.ndarray] | dict[str, Any] | np.ndarray | None
 class Masks:
   """Stands in for an array of masks, bool [n, h, w], and draws none yet.
 
-  `masks[..., rows, columns]`, `masks[..., columns]` and `masks[objects]` choose
-  rows, columns and objects as of an array; a row or column may come twice. So
-  masks move with an image for nothing, and in the end each is drawn in the size
-  of the file, by pycocotools, and read where it is needed: exactly the pixels
-  of masks that are drawn first and then moved, as mmdetection does.
+  `masks[..., rows, columns]`, `masks[..., columns]`, `masks[objects]` and
+  `take` choose rows, columns and objects as of an array. So masks move with an
+  image for nothing, and in the end each is drawn in the size of the file, by
+  pycocotools, and read where it is needed: exactly the pixels of masks that are
+  drawn first and then moved, as mmdetection does.
 
   Attributes:
     shape: n, h and w.
@@ -58,6 +58,12 @@ class Masks:
       objects = np.arange(len(self))[key]
       chosen._segmentations = [self._segmentations[k] for k in objects]
     return chosen
+
+  def take(self, indices: np.ndarray, axis: int) -> 'Masks':
+    """Chooses rows (`axis` -2) or columns (-1), perhaps one several times."""
+    if axis == -1:
+      return self[..., indices]
+    return self[..., indices, :]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     del copy

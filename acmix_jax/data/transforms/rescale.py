@@ -27,6 +27,15 @@ def rescaled_size(
   return height, width
 
 
+def check_scale(name: str, scale: tuple[int, int], least_ratio: float) -> None:
+  """Raises a ValueError where a scale leaves less than a pixel."""
+  if len(scale) != 2 or int(min(scale) * least_ratio) < 1:
+    raise ValueError(
+      f'{name}={scale} is not (longer side, shorter side) of a pixel or more '
+      f'each, at the least ratio of {least_ratio}.'
+    )
+
+
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Resizes uint8 [h, w, 3] as OpenCV does: bilinear, not antialiased."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -48,13 +57,8 @@ class RandomRescale(geometric.Geometric):
   ratio: tuple[float, float] = (0.5, 2.0)
 
   def __post_init__(self):
-    transform.check_range('RandomRescale: scale', sorted(self.scale))
     transform.check_range('RandomRescale: ratio', self.ratio)
-    if min(self.scale) * self.ratio[0] < 1:
-      raise ValueError(
-        f'RandomRescale: scale={self.scale} times ratio={self.ratio[0]} is '
-        'less than a pixel.'
-      )
+    check_scale('RandomRescale: scale', self.scale, self.ratio[0])
 
   def place(
     self, example: Example, rng: np.random.Generator

@@ -70,7 +70,7 @@ def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   return transform.Compose(tuple(steps))
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Canvas:
   """Sizes that the examples of an evaluation batch share.
 
@@ -105,12 +105,9 @@ class EvalScales:
   multiple: int = 1
 
   def __post_init__(self):
-    transform.check_range('data.image_scale', sorted(self.scale))
-    if not self.ratios or min(self.ratios) * min(self.scale) < 1:
-      raise ValueError(
-        f'data.eval_ratios={self.ratios} is not one or more factors that leave '
-        f'a pixel of data.image_scale={self.scale}.'
-      )
+    if not self.ratios:
+      raise ValueError('data.eval_ratios is empty; (1.0,) is a single scale.')
+    rescale.check_scale('data.image_scale', self.scale, min(self.ratios))
     transform.check_size('data.eval_multiple', self.multiple)
 
   def steps(

@@ -50,28 +50,12 @@ class Decode:
     image = example['image']
     if isinstance(image, bytes):
       image = decode.decode(image)
-    for key, of_what in (('label_map', 'label map'), ('masks', 'annotations')):
-      if key in example:
-        shape = example[key].shape[-2:]
-        _check_same_size(image.shape[:2], shape, of_what)
+    if 'label_map' in example:
+      decode.check_same_size(image.shape, example['label_map'].shape)
+    if 'masks' in example:
+      shape = example['masks'].shape[1:]
+      decode.check_same_size(image.shape, shape, 'annotations')
     return {**example, 'image': image}
-
-
-def _check_same_size(
-  image: tuple[int, int], other: tuple[int, int], of_what: str
-) -> None:
-  if image == other:
-    return
-  message = (
-    f'the image is {image[0]} x {image[1]} pixels (height x width), its '
-    f'{of_what} {other[0]} x {other[1]}'
-  )
-  if image == other[::-1]:
-    message += (
-      '; if a rotation is noted in the file (EXIF), which is not applied, turn '
-      'the pixels themselves'
-    )
-  raise decode.DecodeError(message)
 
 
 def check_size(name: str, size: int) -> None:
