@@ -19,12 +19,6 @@ from acmix_jax.data.sources import (
   coco_format,
 )
 
-# File of annotations and folder of images of each split.
-OFFICIAL = {
-  'train': ('annotations/instances_train2017.json', 'train2017'),
-  'validation': ('annotations/instances_val2017.json', 'val2017'),
-}
-
 
 class Coco2017(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes the image files unchanged, in the order of the annotations."""
@@ -45,10 +39,17 @@ class Coco2017(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       ValueError: the annotations hold mistakes or do not fit the images.
     """
     self._annotations, self._images = {}, {}
-    for split, paths in OFFICIAL.items():
+    for split, paths in coco.OFFICIAL.items():
       path, folder = (os.path.join(source, part) for part in paths)
       annotations = coco_format.read(path)
-      coco_audit.check(annotations, folder, path, all_sizes=True)
+      coco_audit.check(
+        annotations,
+        folder,
+        path,
+        with_masks=True,
+        training=split == 'train',
+        all_sizes=True,
+      )
       self._annotations[split] = annotations
       self._images[split] = coco.ImageFiles(folder, annotations.file_names)
     super().__init__(file_format='array_record', **kwargs)

@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 # Name of the packed data set.
 PACKED = 'coco2017'
+# File of annotations and folder of images of each split.
+OFFICIAL = {
+  'train': ('annotations/instances_train2017.json', 'train2017'),
+  'validation': ('annotations/instances_val2017.json', 'val2017'),
+}
 
 # Images of a shorter side below this are not trained on. Source: mmdetection.
 _MIN_SIDE = 32
@@ -242,8 +247,13 @@ def open_coco(config: ml_collections.ConfigDict, split: str) -> Coco:
   )
   if config.dir and os.path.isfile(path):
     annotations = coco_format.read(path)
-    needs_masks = training and config.mask_size > 0
-    lines = coco_audit.check(annotations, folder, path, needs_masks)
+    lines = coco_audit.check(
+      annotations,
+      folder,
+      path,
+      with_masks=config.mask_size > 0,
+      training=training,
+    )
     logger.info('%s', '\n  '.join(lines))
     images = ImageFiles(folder, annotations.file_names)
   else:

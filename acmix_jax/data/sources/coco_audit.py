@@ -17,7 +17,9 @@ def check(
   annotations: coco_annotations.Annotations,
   folder: str,
   path: str,
-  needs_masks: bool = False,
+  *,
+  with_masks: bool,
+  training: bool,
   all_sizes: bool = False,
 ) -> list[str]:
   """Compares annotations with the images in a folder.
@@ -26,7 +28,8 @@ def check(
     annotations: what was read from `path`.
     folder: where the images are.
     path: name of the file of annotations, for messages.
-    needs_masks: whether all objects that are learnt must have pixels.
+    with_masks: whether objects must have polygons or an RLE.
+    training: whether only those that are learnt must; evaluation counts all.
     all_sizes: whether the size of every image is compared, not of a sample.
 
   Returns:
@@ -43,12 +46,14 @@ def check(
     )
   mistakes = coco_format.Mistakes(path)
   _check_images(annotations, folder, mistakes, all_sizes)
-  if needs_masks:
-    shapeless = annotations.trainable & (annotations.shapes.kinds == 0)
-    for identity in annotations.object_ids[shapeless]:
+  if with_masks:
+    shapeless = annotations.shapes.kinds == 0
+    if training:
+      shapeless &= annotations.trainable
+    for identity in annotations.object_ids[shapeless].tolist():
       mistakes.add(
-        'annotations without polygons or RLE, which masks are learnt from '
-        '(data.mask_size=0 trains on boxes alone)',
+        'annotations without polygons or RLE, which masks need '
+        '(data.mask_size=0: boxes alone)',
         identity,
       )
   mistakes.raise_if_any()

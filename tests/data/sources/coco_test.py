@@ -219,7 +219,7 @@ def test_annotations_without_pixels(directory, tmp_path, caplog):
   data['annotations'][7]['bbox'] = [-3.5, 5, 20, 20]
   path.write_text(json.dumps(data))
   with pytest.raises(
-    ValueError, match=r'without polygons.*mask_size=0.*: 5, 6'
+    ValueError, match=r'without polygons.*mask_size=0.*: 5, 6$'
   ):
     sources.make_source(config(home), 'train')
   with caplog.at_level('INFO'):
