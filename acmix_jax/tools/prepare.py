@@ -92,9 +92,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--boxes_only', action='store_true', help='objects need no masks'
   )
   for part, split in _COCO_PARTS.items():
-    path, folder = coco.OFFICIAL[split]
+    path, images = coco.OFFICIAL[split]
     own_coco.add_argument(f'--{part}_annotations', default=path, metavar='JSON')
-    own_coco.add_argument(f'--{part}_images', default=folder, metavar='DIR')
+    own_coco.add_argument(f'--{part}_images', default=images, metavar='DIR')
   for checked in (ade20k, folder, own_coco):
     checked.add_argument(
       '--check',

@@ -211,8 +211,8 @@ def _pack_segmentations(annotations, sizes, mistakes):
   mistakes.raise_if_any()
   if thinned:
     logger.warning(
-      '%s: polygons of fewer than three corners are left out of the '
-      'annotations %s.',
+      '%s: polygons of fewer than three corners, or of half a corner, are left '
+      'out of the annotations %s.',
       mistakes.origin,
       shorten([annotations[place]['id'] for place in thinned]),
     )

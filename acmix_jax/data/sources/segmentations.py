@@ -13,6 +13,8 @@ from pycocotools import mask as coco_mask
 # 'counts': bytes}.
 Segmentation = list[np.ndarray] | dict[str, Any]
 
+_WRONG_TOTAL = 'annotations whose RLE does not fill their image'
+
 _NONE, _POLYGONS, _RLE = range(3)
 _CHUNK = 4096  # Objects whose run lengths are summed at once.
 
@@ -65,7 +67,8 @@ def pack(
 
   Returns:
     The segmentations; what is wrong with some, by object; and the objects that
-    lost polygons of fewer than three corners, which have no pixels.
+    lost polygons of fewer than three corners or half a corner, as they do in
+    mmdetection and detectron2.
   """
   contents, kinds = [], np.zeros(len(given), np.uint8)
   wrong, thinned = {}, []
@@ -78,7 +81,11 @@ def pack(
       elif segmentation and not isinstance(segmentation, list):
         raise TypeError
       elif segmentation:
-        polygons = [p for p in segmentation if len(p) >= 6]
+        polygons = [
+          polygon
+          for polygon in segmentation
+          if len(polygon) >= 6 and len(polygon) % 2 == 0
+        ]
         if len(polygons) < len(segmentation):
           thinned.append(index)
         if polygons:
@@ -102,9 +109,6 @@ def pack(
   return packed, wrong, thinned
 
 
-_WRONG_TOTAL = 'annotations whose RLE does not fill their image'
-
-
 class _WrongSegmentation(Exception):
   pass
 
@@ -123,10 +127,7 @@ def _compress(rle: dict[str, Any], height: int, width: int) -> bytes:
 
 
 def _to_bytes(polygons: Sequence[Sequence[float]]) -> bytes:
-  lengths = [len(polygon) for polygon in polygons]
-  if any(length % 2 for length in lengths):
-    raise _WrongSegmentation('annotations with half a corner in a polygon')
-  numbers = array('d', [len(polygons), *lengths])
+  numbers = array('d', [len(polygons), *map(len, polygons)])
   numbers.extend(itertools.chain.from_iterable(polygons))
   if not np.isfinite(numbers).all():
     raise _WrongSegmentation('annotations with corners that are not finite')

@@ -171,7 +171,11 @@ def set_entry(index, **fields):
     (set_entry(4, bbox=[1, 2, 3]), "whose 'bbox' is not x, y.*: 5"),
     (set_entry(4, bbox=[1, 2, 3, float('nan')]), "'bbox' is not x, y.*: 5"),
     (set_entry(4, segmentation='abc'), 'neither polygons.*nor an RLE.*: 5'),
-    (set_entry(4, segmentation=[[1] * 7]), 'half a corner.*: 5'),
+    (set_entry(4, segmentation=[1.0] * 8), 'neither polygons.*: 5'),
+    (
+      set_entry(4, segmentation=[[1.0, float('inf')] * 4]),
+      'corners that are not finite: 5',
+    ),
     (
       set_entry(0, segmentation={'size': [64, 48], 'counts': [64 * 48]}),
       'RLE has another size than their image: 1',
@@ -213,7 +217,7 @@ def test_annotations_without_pixels(directory, tmp_path, caplog):
   home = fake_coco.write(tmp_path / 'coco')
   path = home / 'annotations/instances_train2017.json'
   data = json.loads(path.read_text())
-  data['annotations'][4]['segmentation'] = [[1, 2, 3, 4]]
+  data['annotations'][4]['segmentation'] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
   data['annotations'][5]['segmentation'] = []
   data['annotations'][6]['bbox'] = [5, 5, 0.5, 20]
   data['annotations'][7]['bbox'] = [-3.5, 5, 20, 20]
@@ -224,7 +228,7 @@ def test_annotations_without_pixels(directory, tmp_path, caplog):
     sources.make_source(config(home), 'train')
   with caplog.at_level('INFO'):
     source = sources.make_source(config(home, mask_size=0), 'train')
-  assert 'three corners are left out of the annotations 5.' in caplog.text
+  assert 'half a corner, are left out of the annotations 5.' in caplog.text
   assert '2 without polygons or RLE: annotations 5, 6' in caplog.text
   assert 'a side below a pixel: annotations 7' in caplog.text
   assert '1 boxes that reach beyond their image, clipped: annotations 8' in (
