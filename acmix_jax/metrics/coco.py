@@ -32,7 +32,8 @@ class AveragePrecision:
 
   Images may come in any order; each should come once. Detections are kept with
   masks as run lengths: about 1 kB each. faster-coco-eval counts where it is
-  installed, which is faster and gives the same figures, else pycocotools.
+  installed (acmix-jax[coco]), which is faster and gives the same figures, else
+  pycocotools.
   """
 
   def __init__(

