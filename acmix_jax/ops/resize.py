@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from acmix_jax.ops import cost_marks
+from acmix_jax.ops import cost_marks, xla_cpu
 
 
 def bilinear(
@@ -103,14 +103,9 @@ def interpolation_matrix(
 
 
 def _resample(x, rows, columns):
-  """The map with its rows and columns multiplied by the two matrices."""
+  """The map with its columns and rows multiplied by the matrices."""
   with jax.named_scope(cost_marks.RESIZE):
-    for matrix, equation in (
-      (rows, 'oh,bhwc->bowc'),
-      (columns, 'ow,bhwc->bhoc'),
-    ):
+    for axis, matrix in ((2, columns), (1, rows)):
       if not np.array_equal(matrix, np.eye(*matrix.shape)):
-        matrix = jnp.asarray(matrix, x.dtype)
-        # 'highest': a TPU rounds the factors of a float32 product.
-        x = jnp.einsum(equation, matrix, x, precision='highest')
+        x = xla_cpu.multiply_axis(jnp.asarray(matrix, x.dtype), x, axis)
   return x
