@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float, Float32, Float64, Int
 
 from acmix_jax.ops import cost_marks, xla_cpu
 
@@ -76,6 +76,31 @@ def adaptive_average_pool(
 def linear_matrix(old: int, new: int) -> Float64[np.ndarray, 'new old']:
   """Weights of the pixels of a line in each pixel of the resized line."""
   return interpolation_matrix(old, new, lambda distance: 1 - distance, 1)
+
+
+def linear_rows(
+  pixels: Int[Array, '*b n'], old: int, new: Int[Array, '*#b 1']
+) -> Float32[Array, '*b n {old}']:
+  """Rows of `linear_matrix`, for lengths that only the device knows.
+
+  The coordinate of pixel p on the old line, (p + 0.5) * old / new - 0.5, is a
+  fraction of whole numbers here: no digit is lost on long lines.
+
+  Args:
+    pixels: Pixels of the resized line. Those beyond it are the line's
+      outermost pixels.
+    old: Pixels of the line.
+    new: Pixels of the resized line; old * new is below 2**29.
+  """
+  parts = 2 * new
+  coordinate = (2 * pixels + 1) * old - new  # in parts of a pixel
+  coordinate = jnp.clip(coordinate, 0, parts * (old - 1))
+  below = (coordinate // parts)[..., None]
+  weight = ((coordinate % parts) / parts)[..., None]
+  line = jnp.arange(old).reshape((1,) * pixels.ndim + (old,))
+  return jnp.where(line == below, 1 - weight, 0) + jnp.where(
+    line == below + 1, weight, 0
+  )
 
 
 def interpolation_matrix(
