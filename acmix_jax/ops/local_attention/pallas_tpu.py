@@ -2,7 +2,7 @@
 
 A program takes a band of queries of one image and the rectangle of keys that
 the band reaches. They are multiplied densely on the matrix unit; a key outside
-a query's window has a log count of -inf. The logits never leave the chip, and
+a query's window has a log count of -2e30. The logits never leave the chip, and
 since a program holds all keys of its queries, the backward kernel recomputes
 the softmax from q, k and v: nothing else is kept.
 
