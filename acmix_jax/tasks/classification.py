@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import metrics
-from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped, UInt8
 
 from acmix_jax import models
 from acmix_jax.data import order, pipeline, sources
@@ -280,6 +280,11 @@ class Classification:
     }
     return loss, (dict(model_state), results)
 
+  def _logits(self, params, model_state, images):
+    return self.model.apply(
+      {'params': params, **model_state}, self._normalize(images), train=False
+    )
+
   def predict(
     self,
     params: Any,
@@ -287,11 +292,7 @@ class Classification:
     batch: dict[str, Shaped[Array, 'b ...']],
   ) -> dict[str, Shaped[Array, ' b']]:
     """'loss' (not smoothed), 'top1', 'top5' and 'mask' of each example."""
-    logits = self.model.apply(
-      {'params': params, **model_state},
-      self._normalize(batch['image']),
-      train=False,
-    )
+    logits = self._logits(params, model_state, batch['image'])
     labels = batch['label']
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
     return {
@@ -304,3 +305,20 @@ class Classification:
   def evaluator(self):
     """See `tasks.Task`."""
     return Evaluator()
+
+  def inference_batch(
+    self, image: UInt8[np.ndarray, 'h w 3']
+  ) -> dict[str, np.ndarray]:
+    """See `tasks.Task`: the square that evaluation cuts out."""
+    example = self._eval_transform({'image': image}, np.random.default_rng(0))
+    return {'image': example['image'][None]}
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Float32[Array, 'b k']]:
+    """See `tasks.Task`: 'probabilities'."""
+    logits = self._logits(params, model_state, batch['image'])
+    return {'probabilities': jax.nn.softmax(logits)}
