@@ -2,8 +2,16 @@
 
 from acmix_jax.models.registry import (
   create_model,
+  list_heads,
   list_models,
   make_backbone,
+  split_name,
 )
 
-__all__ = ['create_model', 'list_models', 'make_backbone']
+__all__ = [
+  'create_model',
+  'list_heads',
+  'list_models',
+  'make_backbone',
+  'split_name',
+]

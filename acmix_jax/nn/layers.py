@@ -1,5 +1,7 @@
 """Layers and initialisers that every family shares."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -72,12 +74,13 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-  """A convolution without bias that keeps the size but for its strides.
+  """A convolution that keeps the size but for its strides.
 
   Attributes:
     features: Output channels.
     kernel_size: Odd side of the kernel.
     strides: Pixels between outputs.
+    use_bias: Whether there is a bias, which starts at 0.
     kernel_init: Start value of the kernel. Default: PyTorch's.
     dtype: Computation dtype; None: that of the input and parameters.
     param_dtype: Parameter dtype.
@@ -86,6 +89,7 @@ class Conv(nn.Module):
   features: int
   kernel_size: int
   strides: int = 1
+  use_bias: bool = False
   kernel_init: initializers.Initializer = TORCH_KERNEL
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
@@ -95,8 +99,28 @@ class Conv(nn.Module):
     """Convolves a map with zeros around it."""
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-    return xla_cpu.convolution(x, kernel, self.strides)
+    bias = None
+    if self.use_bias:
+      bias = self.param(
+        'bias', initializers.zeros, (self.features,), self.param_dtype
+      )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    y = xla_cpu.convolution(x, kernel, self.strides)
+    return y if bias is None else y + bias[None, None, None]
+
+
+class Moments(NamedTuple):
+  """Statistics of each group of a batch.
+
+  Attributes:
+    mean: Means of x.
+    square: Means of the square of x.
+    count: Values of a channel that each is the mean of.
+  """
+
+  mean: Float32[Array, 'g c']
+  square: Float32[Array, 'g c']
+  count: int
 
 
 class BatchNorm(nn.Module):
@@ -104,8 +128,9 @@ class BatchNorm(nn.Module):
 
   Under jit the batch is global, so one group is PyTorch's SyncBatchNorm. The
   papers trained with one group per GPU (8 of 32 images): `num_groups=8` gives
-  that on any number of devices. Statistics are float32; the running variance
-  is the biased one (PyTorch keeps the unbiased).
+  that on any number of devices. Statistics are float32. As in PyTorch, n values
+  are normalised by their variance, and the running variance follows n / (n - 1)
+  times that.
 
   Attributes:
     num_groups: Groups with statistics of their own; divides the batch.
@@ -143,19 +168,20 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def affine(
-    self,
-    features: int,
-    moments: tuple[Float32[Array, 'g c'], Float32[Array, 'g c']] | None,
+    self, features: int, moments: Moments | None
   ) -> tuple[Float32[Array, 'g c'], Float32[Array, 'g c']]:
     """The normalisation as y = x * factor + offset.
 
     Args:
       features: Channels c.
-      moments: Means and means of squares of the batch, which the running
-        statistics then follow; None: use the running statistics.
+      moments: Statistics of the batch, which the running ones then follow;
+        None: use the running statistics.
 
     Returns:
       The factor and the offset.
+
+    Raises:
+      ValueError: The mode is unknown, or a group has one value a channel.
     """
     checks.check_choice('BatchNorm', 'mode', self.mode, BATCH_NORM_MODES)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
@@ -169,15 +195,52 @@ class BatchNorm(nn.Module):
     if moments is None:
       group_mean, group_var = mean.value[None], var.value[None]
     else:
-      group_mean, square = moments
+      group_mean, square, count = moments
+      if count < 2:
+        raise ValueError(
+          'BatchNorm: one value a channel has no variance to train with; give '
+          'each of the groups two images or more, or larger ones.'
+        )
       group_var = jnp.maximum(square - jnp.square(group_mean), 0)
       if not self.is_initializing():
         keep = self.momentum
+        unbiased = group_var.mean(axis=0) * (count / (count - 1))
         mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
-        var.value = keep * var.value + (1 - keep) * group_var.mean(axis=0)
+        var.value = keep * var.value + (1 - keep) * unbiased
     factor = jax.lax.rsqrt(group_var + self.epsilon)
     factor = factor * scale.astype(jnp.float32)[None]
     return factor, bias.astype(jnp.float32)[None] - group_mean * factor
+
+
+class ConvNormRelu(nn.Module):
+  """relu(norm(conv(x))): what heads are made of.
+
+  Attributes:
+    features: Output channels.
+    kernel_size: Odd side of the kernel.
+    dtype: Computation dtype; None: that of the input and parameters.
+    param_dtype: Parameter dtype.
+  """
+
+  features: int
+  kernel_size: int
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b h w f']:
+    """Applies the layers to a map."""
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    conv = Conv(
+      self.features,
+      self.kernel_size,
+      kernel_init=KAIMING_FAN_OUT,
+      **dtypes,
+      name='conv',
+    )
+    return nn.relu(BatchNorm(**dtypes, name='norm')(conv(x), train=train))
 
 
 def frozen_norms(mode: str) -> list[str]:
@@ -187,7 +250,7 @@ def frozen_norms(mode: str) -> list[str]:
 
 def batch_moments(
   x: Float[Array, 'b *pixels c'], num_groups: int = 1
-) -> tuple[Float32[Array, 'g c'], Float32[Array, 'g c']]:
+) -> Moments:
   """Means of x and of its square over all axes but the last.
 
   E[x^2] - E[x]^2 reads the input once where E[(x - E[x])^2] reads it twice.
@@ -201,4 +264,4 @@ def batch_moments(
       f'num_groups={num_groups}.'
     )
   x = x.astype(jnp.float32).reshape(num_groups, -1, x.shape[-1])
-  return x.mean(axis=1), jnp.square(x).mean(axis=1)
+  return Moments(x.mean(axis=1), jnp.square(x).mean(axis=1), x.shape[1])

@@ -122,14 +122,15 @@ class PatchwiseAttention(attention.Attention):
     width, taps = q.shape[-1], self.kernel_size**2
     moments = None
     if self.norm1.uses_batch(train):
-      moments = tuple(
-        jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
-        for query, keys in zip(
-          layers.batch_moments(q, self.norm_groups),
-          patchwise.window_moments(k, self.kernel_size, self.norm_groups),
-          strict=True,
-        )
+      *of_query, count = layers.batch_moments(q, self.norm_groups)
+      of_window = patchwise.window_moments(
+        k, self.kernel_size, self.norm_groups
       )
+      means = (
+        jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
+        for query, keys in zip(of_query, of_window, strict=True)
+      )
+      moments = layers.Moments(*means, count)
     factor, offset = self.norm1.affine(width * (1 + taps), moments)
 
     # Official order: the query's channels, then the taps of each key channel.

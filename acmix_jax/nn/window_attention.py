@@ -1,7 +1,6 @@
 """Attention within the windows that tile a map: the attention of Swin."""
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
@@ -41,6 +40,8 @@ class WindowAttention(attention.Attention):
     features: Output channels, a multiple of num_heads.
     num_heads: Heads; head_dim = features // num_heads.
     window_size: Side of a window.
+    attend_padding: Whether pixels attend to padding, too, whose keys and values
+      are the biases of the projection.
     dtype: Computation dtype; None: that of the input and parameters.
     param_dtype: Parameter dtype.
   """
@@ -48,6 +49,7 @@ class WindowAttention(attention.Attention):
   features: int
   num_heads: int
   window_size: int = 7
+  attend_padding: bool = False
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
 
@@ -70,7 +72,7 @@ class WindowAttention(attention.Attention):
     size: tuple[int, int] | None = None,
     shift: int = 0,
   ) -> WindowProjections:
-    """Queries, keys and values, zero where x is padding.
+    """Queries, keys and values.
 
     Args:
       x: Map of whole windows.
@@ -90,9 +92,6 @@ class WindowAttention(attention.Attention):
       )
     size = size or (h, w)
     maps = self.query_key_value(x)
-    valid = _valid(self._regions(size, shift))
-    if valid is not None:
-      maps = jnp.where(valid[None, :, :, None], maps, 0)
     maps = maps.reshape(*x.shape[:3], 3 * self.num_heads, -1)
     q, k, v = jnp.split(maps, 3, axis=3)
     return WindowProjections(q, k, v, maps, size, shift)
@@ -101,12 +100,15 @@ class WindowAttention(attention.Attention):
     self, projections: WindowProjections
   ) -> Float[Array, 'b h w f']:
     """Attention within windows."""
+    size = projections.size
+    if self.attend_padding:
+      size = projections.q.shape[1:3]
     out = shifted_windows.window_attention(
       projections.q,
       projections.k,
       projections.v,
       shifted_windows.relative_bias(self.bias, self.window_size),
-      self._regions(projections.size, projections.shift),
+      self._regions(size, projections.shift),
       window_size=self.window_size,
     )
     return self.out(out.reshape(*out.shape[:3], self.features))
@@ -114,19 +116,16 @@ class WindowAttention(attention.Attention):
   def convolution_maps(
     self, projections: WindowProjections
   ) -> attention.ConvolutionMaps:
-    """All maps in the one array that they are slices of, without padding."""
+    """All maps in the one array that they are slices of, zero in padding."""
     regions = self._regions(projections.size, projections.shift)
-    return attention.ConvolutionMaps([projections.stacked], _valid(regions))
+    if regions is None or regions.min() >= 0:
+      return attention.ConvolutionMaps([projections.stacked])
+    valid = regions >= 0
+    stacked = jnp.where(valid[None, :, :, None, None], projections.stacked, 0)
+    return attention.ConvolutionMaps([stacked], valid)
 
   def _regions(self, size, shift):
     return shifted_windows.shift_regions(*size, self.window_size, shift)
-
-
-def _valid(regions: np.ndarray | None) -> np.ndarray | None:
-  """Where a map has no padding; None: it has none anywhere."""
-  if regions is None or regions.min() >= 0:
-    return None
-  return regions >= 0
 
 
 class ShiftedWindows(nn.Module):
@@ -139,18 +138,23 @@ class ShiftedWindows(nn.Module):
   Source: the blocks of microsoft/Swin-Transformer and LeapLabTHU/ACmix (same
   files as `WindowAttention`); identical to them on maps of whole windows, with
   no shift where one window spans the shorter side. They take no other maps.
-  Swin's detectors pad, too, but attend to the padding; here it is masked, so
-  that the output does not depend on it.
+  Swin's detectors and segmenters pad, too, and attend to the padding
+  (`attend_padding` of the layer); otherwise it is masked, so that the output
+  does not depend on it. The convolution of ACmix, which they do not have, sees
+  zeros there in either case.
 
   Attributes:
     layer: Attention or its ACmix; make it with `parent=None`.
     window_size: Side of a window.
     shifted: Whether to shift; the blocks of a stage alternate.
+    shift_small_maps: Whether this holds, too, where one window spans the
+      shorter side, as in Swin's detectors and segmenters.
   """
 
   layer: nn.Module
   window_size: int = 7
   shifted: bool = False
+  shift_small_maps: bool = False
 
   def setup(self):
     nn.share_scope(self, self.layer)
@@ -159,7 +163,8 @@ class ShiftedWindows(nn.Module):
     """Applies the layer to a map."""
     _, h, w, _ = x.shape
     size = self.window_size
-    shift = size // 2 if self.shifted and min(h, w) > size else 0
+    shifts = self.shifted and (self.shift_small_maps or min(h, w) > size)
+    shift = size // 2 if shifts else 0
     y = jnp.pad(x, ((0, 0), (0, -h % size), (0, -w % size), (0, 0)))
     y = jnp.roll(y, (-shift, -shift), (1, 2))
     y = self.layer(y, size=(h, w), shift=shift)

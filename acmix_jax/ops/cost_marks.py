@@ -4,3 +4,5 @@
 COPY = 'unfold'
 # Elementwise products that a sum completes.
 MULTIPLY_ADD = 'multiply_add'
+# Products that resize a map.
+RESIZE = 'resize'

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from acmix_jax.ops import resize
 from acmix_jax.weights import names
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,14 @@ def _biases(table, shape):
   if old**2 != len(table) or new**2 != shape[0]:
     return None
   grid = table.reshape(old, old, -1)
-  return _resize(grid, (new, new), _cubic, 2).reshape(shape)
+  return _resize(grid, (new, new), _cubic_matrix).reshape(shape)
 
 
 def _embeddings(grid, shape):
   """Position embeddings [h, w, c] of another grid, or None."""
   if grid.ndim != 3 or grid.shape[2:] != shape[2:]:
     return None
-  return _resize(grid, shape[:2], _linear, 1)
+  return _resize(grid, shape[:2], resize.linear_matrix)
 
 
 _RULES = (
@@ -73,34 +74,21 @@ _RULES = (
 )
 
 
-def _resize(grid, size, kernel, radius):
+def _resize(grid, size, matrix):
   """[h, w, c] in another size, as `torch.nn.functional.interpolate` does.
 
   Pixels have their centres at halves; beyond the border the outermost pixel is
   repeated; nothing is smoothed where the new grid is coarser.
   """
   rows, columns = (
-    _matrix(old, new, kernel, radius)
-    for old, new in zip(grid.shape[:2], size, strict=True)
+    matrix(old, new) for old, new in zip(grid.shape[:2], size, strict=True)
   )
   out = np.einsum('ih,jw,hwc->ijc', rows, columns, grid, optimize=True)
   return out.astype(np.float32)
 
 
-def _matrix(old, new, kernel, radius):
-  """Weights [new, old] of the old pixels in each new one."""
-  centres = (np.arange(new) + 0.5) * old / new - 0.5
-  below = np.floor(centres).astype(int)
-  matrix = np.zeros((new, old))
-  for offset in range(1 - radius, radius + 1):
-    pixel = below + offset
-    weight = kernel(np.abs(centres - pixel))
-    np.add.at(matrix, (np.arange(new), pixel.clip(0, old - 1)), weight)
-  return matrix
-
-
-def _linear(x):
-  return 1 - x
+def _cubic_matrix(old, new):
+  return resize.interpolation_matrix(old, new, _cubic, 2)
 
 
 def _cubic(x, a=-0.75):

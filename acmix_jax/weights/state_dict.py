@@ -16,7 +16,14 @@ import numpy as np
 
 from acmix_jax import models
 from acmix_jax.weights import interpolation, names
-from acmix_jax.weights.tables import pvt, resnet, san, swin
+from acmix_jax.weights.tables import (
+  layouts,
+  pvt,
+  resnet,
+  san,
+  segmentation,
+  swin,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +59,8 @@ def from_torch(
   """Converts official weights into the variables of a model.
 
   Args:
-    name: one of `acmix_jax.list_models()`.
+    name: one of `acmix_jax.list_models()`, or a head with its `backbone` among
+      the overrides.
     state_dict: arrays or PyTorch tensors by official names, or what a training
       program saved around them; see `unwrap`.
     average: see `unwrap`.
@@ -68,8 +76,10 @@ def from_torch(
       another shape; the message names ten of each kind.
   """
   wanted = _shapes(models.create_model(name, **overrides))
-  family = re.match('[a-z]+', name)[0]
+  family = re.match('[a-z]+', overrides.get('backbone') or name)[0]
   table = _TABLES[family]
+  if 'backbone' in overrides:
+    table = [*layouts.within('backbone', table), *segmentation.TABLE]
   given = _RENAMED.get(family, dict)(unwrap(state_dict, average))
   converted, official_names, missing = {}, {}, set()
   for path, shape in wanted.items():

@@ -16,14 +16,16 @@ CHOSEN = {
   'pvt': {'drop_path'},
   'swin': {'drop_path'},
 }
+# Which operator, and whether it is the variant of dense prediction.
+IMPLIED = ('operator', 'dense', 'token_position')
 
 
 def _fields(model):
-  """Values of a model's fields; its name implies `operator`."""
+  """Values of a model's fields but for those that its name implies."""
   fields = {
     field.name: getattr(model.backbone, field.name)
     for field in dataclasses.fields(model.backbone)
-    if field.name not in ('name', 'parent', 'operator')
+    if field.name not in ('name', 'parent', *IMPLIED)
   }
   fields['num_classes'] = model.head.num_classes
   for name in ('dtype', 'param_dtype'):

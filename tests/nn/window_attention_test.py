@@ -15,7 +15,7 @@ def layer(
   features, num_heads, window_size, shifted, operator='acmix', dtype=None
 ):
   attention = window_attention.WindowAttention(
-    features, num_heads, window_size, dtype, parent=None
+    features, num_heads, window_size, dtype=dtype, parent=None
   )
   operator = acmix.make_operator(
     operator, attention, use_fc_bias=True, dtype=dtype

@@ -47,6 +47,14 @@ class Backbone(nn.Module, kw_only=True):
     """Channels of each stage."""
     raise NotImplementedError
 
+  @property
+  def side_multiple(self) -> int:
+    """No pixel is dropped where both sides of an image are multiples of this.
+
+    1: sides are rounded up, whatever they are.
+    """
+    return 1
+
   def frozen_parameters(self) -> str:
     """Regular expression of the whole names of frozen parameters, or ''.
 

@@ -6,7 +6,8 @@ with that of the first stage). The paper gives figures of PVT-ACmix but no code
 was published: our reading is described in nn/spatial_reduction_attention.py.
 """
 
-import jax
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,6 +20,7 @@ from acmix_jax.nn import (
   spatial_reduction_attention,
   transformer,
 )
+from acmix_jax.ops import resize
 
 EPSILON = 1e-6  # of the norms
 
@@ -37,6 +39,9 @@ class PVT(backbone.Backbone):
     kernel_conv: Side of ACmix's shift convolution.
     drop_path: Probability that an image skips a branch of the last block; it
       grows from 0 at the first block in equal steps.
+    token_position: Whether the last stage has the position of a class token as
+      a parameter, too. Nothing uses it: PVT's segmentation code keeps it, and
+      its weights are exchanged with it.
     convolution_implementation: Implementation of `ops.shift_convolution`.
   """
 
@@ -48,6 +53,7 @@ class PVT(backbone.Backbone):
   reductions: tuple[int, ...] = (8, 4, 2, 1)
   kernel_conv: int = 3
   drop_path: float = 0.0
+  token_position: bool = False
   convolution_implementation: str = 'auto'
 
   @property
@@ -61,6 +67,14 @@ class PVT(backbone.Backbone):
   def channels(self) -> dict[str, int]:
     """Channels of each stage."""
     return self._by_stage(self.widths)
+
+  @property
+  def side_multiple(self) -> int:
+    """Sides that no patch is cut at, nor one that becomes a key."""
+    strides = self.strides.values()
+    return math.lcm(
+      *(a * b for a, b in zip(strides, self.reductions, strict=True))
+    )
 
   def setup(self):
     self._check_fields(
@@ -91,6 +105,14 @@ class PVT(backbone.Backbone):
     self.positions = [
       self._position(name, width) for name, width in self.channels.items()
     ]
+    if self.token_position:
+      *_, (name, width) = self.channels.items()
+      self.param(
+        f'{name}_token_position',
+        transformer.NORMAL,
+        (width,),
+        self.param_dtype,
+      )
     self.blocks = [
       [make_block(stage, i) for i in range(size)]
       for stage, size in enumerate(self.stage_sizes)
@@ -163,8 +185,6 @@ class PVT(backbone.Backbone):
 def _resized(position, x):
   """Position embeddings [h, w, c] for the map, interpolated if need be."""
   if position.shape != x.shape[1:]:
-    # As PyTorch interpolates: no smoothing where the map is smaller.
-    position = jax.image.resize(
-      position.astype(jnp.float32), x.shape[1:], 'bilinear', antialias=False
-    )
+    single = position.astype(jnp.float32)[None]
+    position = resize.bilinear(single, x.shape[1:3])[0]
   return position.astype(x.dtype)

@@ -91,6 +91,11 @@ class SAN(backbone.Backbone):
     """Channels of each stage."""
     return self._by_stage(self.widths)
 
+  @property
+  def side_multiple(self) -> int:
+    """Pixels of the image between pixels of the last stage."""
+    return max(self.strides.values())
+
   def setup(self):
     self._check_fields(widths=self.widths, kernel_sizes=self.kernel_sizes)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)

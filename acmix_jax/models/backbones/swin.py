@@ -57,6 +57,9 @@ class Swin(backbone.Backbone):
     kernel_conv: Side of ACmix's shift convolution.
     drop_path: Probability that an image skips a branch of the last block; it
       grows from 0 at the first block in equal steps.
+    dense: Whether it is the variant of dense prediction: each stage's output
+      has a norm, maps of one window are shifted, too, and padding is attended
+      to.
     convolution_implementation: Implementation of `ops.shift_convolution`.
   """
 
@@ -67,6 +70,7 @@ class Swin(backbone.Backbone):
   mlp_ratio: float = 4.0
   kernel_conv: int = 3
   drop_path: float = 0.0
+  dense: bool = False
   convolution_implementation: str = 'auto'
 
   @property
@@ -105,6 +109,11 @@ class Swin(backbone.Backbone):
       PatchMerging(width, **dtypes, name=f'{name}_merge')
       for name, width in later
     ]
+    if self.dense:
+      self.norms = [
+        nn.LayerNorm(1e-5, **dtypes, name=f'{name}_norm')
+        for name in self.channels
+      ]
     self.blocks = [
       [make_block(stage, i, width) for i in range(size)]
       for stage, (size, width) in enumerate(
@@ -124,11 +133,19 @@ class Swin(backbone.Backbone):
         x = self.merges[stage - 2](x)
       x = self._apply_blocks(stage, x, train=self._trains(stage, train))
       stages[name] = x = self._output(stage, x)
+    if self.dense:
+      for norm, name in zip(self.norms, stages, strict=True):
+        stages[name] = norm(stages[name])
     return stages
 
   def _make_operator(self, stage, width, *, shifted, **dtypes):
     attention = window_attention.WindowAttention(
-      width, self.num_heads[stage], self.window_size, parent=None, **dtypes
+      width,
+      self.num_heads[stage],
+      self.window_size,
+      attend_padding=self.dense,
+      parent=None,
+      **dtypes,
     )
     layer = acmix.make_operator(
       self.operator,
@@ -139,7 +156,11 @@ class Swin(backbone.Backbone):
       **dtypes,
     )
     return window_attention.ShiftedWindows(
-      layer, self.window_size, shifted, parent=None
+      layer,
+      self.window_size,
+      shifted,
+      shift_small_maps=self.dense,
+      parent=None,
     )
 
 

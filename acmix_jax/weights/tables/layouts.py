@@ -62,3 +62,12 @@ def hybrid(ours: str, official: str) -> list:
     (f'params/{ours}/fc_bias', f'{official}.fc.bias', same),
     (f'params/{ours}/depthwise_kernel', depthwise, conv),
   ]
+
+
+def within(part: str, table: list) -> list:
+  """Rows of a part alone, whose official names then start with it."""
+  return [
+    (ours, f'{part}.{official}', layout)
+    for ours, official, layout in table
+    if ours.split('/')[1] == part
+  ]

@@ -50,6 +50,7 @@ TABLE = [
   *layer(_ATTENTION + 'out', _OFFICIAL + 'attn.proj'),
   *layer(_ATTENTION + 'reduce', _OFFICIAL + 'attn.sr', conv),
   *norm(_ATTENTION + 'reduce_norm', _OFFICIAL + 'attn.norm'),
+  (f'params/{_STAGE}token_position', r'pos_embed\1', _first),
   ('params/head/token', 'cls_token', _first),
   ('params/head/token_position', 'pos_embed4', _first),
   *norm('head/norm', 'norm'),

@@ -66,6 +66,7 @@ def _stage(number: int) -> list:
   return [
     *norm(stage + 'merge/norm', merging + 'norm'),
     *layer(stage + 'merge/dense', merging + 'reduction'),
+    *norm(stage + 'norm', f'norm{number - 1}'),  # Of the dense variant.
     *norm(block + r'norm(\d)', official + r'norm\2'),
     *layer(block + r'mlp/fc(\d)', official + r'mlp.fc\2'),
     *hybrid(block + 'operator', official + 'attn'),
