@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from acmix_jax.data.sources import splits
+from acmix_jax.data.sources import source, splits
 
 SIZE = (96, 128)  # height and width of a scene, in pixels
 
@@ -44,7 +44,7 @@ class _Glyph(NamedTuple):
   opacity: np.ndarray
 
 
-class Scenes:
+class Scenes(source.LabelMaps):
   """Photographs with one to five handwritten digits on them.
 
   The digits and the photographs are those of scikit-learn. Digits are enlarged
@@ -69,7 +69,6 @@ class Scenes:
   Attributes:
     class_names: names of the values of the label map; those of the labels of
       boxes are all but the first.
-    origin: where the images come from, for the log.
   """
 
   class_names = (
@@ -86,7 +85,6 @@ class Scenes:
     'nine',
   )
   origin = 'scikit-learn'
-  canvases = None
 
   def __init__(self, split: str, seed: int = 0):
     """Reads digits and photographs.
@@ -109,9 +107,9 @@ class Scenes:
     ]
 
   @property
-  def num_classes(self) -> int:
-    """Number of values of the label map."""
-    return len(self.class_names)
+  def sizes(self) -> np.ndarray:
+    """See `LabelMaps`: all scenes are of one size."""
+    return np.full((len(self), 2), SIZE, np.int32)
 
   def __len__(self) -> int:
     return _LENGTHS[self._split]
@@ -150,11 +148,8 @@ class Scenes:
     }
 
   def blank(self, index: int) -> dict[str, Any]:
-    """A black image without objects, all of it to be ignored."""
-    del index
-    return {
-      'image': np.zeros((*SIZE, 3), np.uint8),
-      'label_map': np.full(SIZE, 255, np.uint8),
+    """A black image without labels or objects."""
+    return super().blank(index) | {
       'boxes': np.zeros((0, 4), np.float32),
       'labels': np.zeros(0, np.int32),
       'masks': np.zeros((0, *SIZE), bool),

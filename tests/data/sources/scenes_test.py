@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn import datasets
 
 from acmix_jax.data.sources import scenes
+from tests import fake_data
 
 _COUNT = 25
 _SPLITS = ('train', 'validation')
@@ -199,12 +200,13 @@ def test_blank_has_the_keys_of_an_example():
     assert value.ndim == example[key].ndim
   assert blank['image'].shape == example['image'].shape
   assert np.all(blank['label_map'] == 255)
+  assert source.sizes[0].tolist() == list(example['image'].shape[:2])
 
 
 def test_what_is_not_there_is_refused():
   with pytest.raises(ValueError, match="'scenes' has the splits 'train'"):
-    scenes.Scenes('test')
-  source = scenes.Scenes('validation')
+    fake_data.make_source('scenes', split='test')
+  source = fake_data.make_source('scenes', split='validation')
   assert (len(source), source.num_classes) == (200, 11)
   with pytest.raises(IndexError, match='Scene 200 of 200'):
     source[200]
