@@ -3,9 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import harness, operator, pipeline, train_step
+from benchmarks import detection, harness, operator, pipeline, train_step
 
 
 def _record(main, path, *options):
@@ -76,6 +77,26 @@ def test_operator_measures_every_implementation(tmp_path):
   assert any('PyTorch, eager: not available' in x for x in record['notes'])
 
 
+def test_detection_measures_every_work(tmp_path):
+  record = _record(
+    *(detection.main, tmp_path / 'detection.json', '--rounds=2'),
+    *('--boxes=30', '--rois=3', '--size=64,96', '--channels=2'),
+    '--torch_python=/no/python',
+  )
+  works = [(row['work'], row['contestant']) for row in record['rows']]
+  assert works == [
+    (work, 'ours') for work in ('nms', 'roi_align', 'roi_align_gradient')
+  ]
+  for row in record['rows']:
+    assert len(row['seconds']) == 2 and min(row['seconds']) > 0
+
+
+def test_boxes_of_the_benchmark_lie_in_the_image_and_crowd():
+  x1, y1, x2, y2 = detection.make_boxes(500, 64, 96).T
+  assert min(x1) >= 0 and min(y1) >= 0 and max(x2) <= 96 and max(y2) <= 64
+  assert min(x2 - x1) > 0 and min(y2 - y1) > 0
+
+
 def test_update_trains_the_model_it_names(tmp_path, monkeypatch):
   make_config = train_step.make_config
 
@@ -113,3 +134,14 @@ def test_pipeline_reads_the_files_it_describes(tmp_path):
 def test_made_files_have_the_sizes_of_imagenet():
   widths, heights = zip(*pipeline._SIZES, strict=True)
   assert (sum(widths) / 10, sum(heights) / 10) == (472, 397)
+
+
+def test_made_pairs_are_like_those_of_ade20k():
+  source = pipeline.make_pairs(20)
+  lengths = [(len(x.image), len(x.label)) for x in map(source.read, range(20))]
+  assert np.mean(lengths, axis=0) == pytest.approx((40e3, 3e3), rel=0.5)
+  for i in range(10):
+    label_map = source[i]['label_map']
+    assert label_map.shape == pipeline._PAIR_SIZES[i][::-1]
+    assert tuple(source.sizes[i]) == label_map.shape
+    assert 20 < len(np.unique(label_map)) < 150

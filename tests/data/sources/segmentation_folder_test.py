@@ -71,6 +71,17 @@ def test_usual_layouts(tmp_path, images, labels):
     assert source.canvases is None
 
 
+def test_folders_may_be_links_and_suffixes_upper_case(tmp_path):
+  real, home = write(tmp_path / 'real', 'i/{}', 'l/{}'), tmp_path / 'home'
+  for path in (*real.glob('i/train/*'), *real.glob('l/train/*')):
+    path.rename(path.with_suffix(path.suffix.upper()))
+  home.mkdir()
+  (home / 'images').symlink_to(real / 'i')
+  (home / 'labels').symlink_to('../real/l')
+  for split in ('train', 'validation'):
+    assert len(open_folder(home, split)) == 4
+
+
 @pytest.mark.parametrize('layout', ['none', 'images/train', 'train/images'])
 def test_without_validation_a_tenth_is_held_out(tmp_path, layout):
   folders = {
