@@ -11,10 +11,12 @@ from PIL import Image
 
 import acmix_jax
 from acmix_jax import tasks
-from acmix_jax.data import decode
+from acmix_jax.data import decode, sources
 from acmix_jax.tools import pictures, predict
-from acmix_jax.train import loop
+from acmix_jax.train import build, evaluate, loop
+from acmix_jax.train import mesh as mesh_lib
 from tests import fake_data
+from tests.tasks import tiny_segmentation
 from tests.train import tiny_run
 
 # What ml_collections reads configs with.
@@ -198,6 +200,38 @@ def test_label_maps_become_pictures_and_palette_files(
   with Image.open(tmp_path / 'a.png') as picture:
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(drawn))
   assert '0 25.0 %, 1 25.0 %, 2 25.0 %\n' in capsys.readouterr().out
+
+
+def test_label_maps_are_those_of_evaluation(tmp_path, monkeypatch):
+  home = tiny_segmentation.write_ade20k(tmp_path)
+  config = tiny_segmentation.config(home)
+  tiny_segmentation.use_tiny(monkeypatch)
+  evaluation = build.Evaluation(config, mesh_lib.make_mesh(config.mesh))
+  variables = evaluation.task.init(jax.random.key(0))
+  metrics = evaluate.evaluate(
+    evaluation, variables['params'], {'batch_stats': variables['batch_stats']}
+  )
+  path = tmp_path / 'weights.safetensors'
+  acmix_jax.weights.save_weights(path, variables)
+
+  predictor = predict.Predictor(path, config)
+  matrix = np.zeros((3, 3), np.int64)
+  source = sources.make_source(config.data, 'validation')
+  for index in range(len(source)):
+    if index == tiny_segmentation.DAMAGED:
+      continue
+    example = source[index]
+    labels = example['label_map']
+    predicted = predictor(decode.decode(example['image'])).outputs['label_map']
+    assert predicted.shape == labels.shape
+    counted = labels < 3
+    np.add.at(matrix, (labels[counted], predicted[counted]), 1)
+  hits = np.diag(matrix)
+  iou = hits / (matrix.sum(axis=0) + matrix.sum(axis=1) - hits)
+  assert metrics['mean_iou'] == pytest.approx(np.nanmean(iou))
+  assert metrics['count'] == len(source) - 1
+  # Once for each size of an image.
+  assert predictor._infer._cache_size() == len(tiny_segmentation.SIZES)
 
 
 def _change(workdir, tmp_path, change):
