@@ -8,24 +8,22 @@ import numpy as np
 
 from acmix_jax.data.sources import source, splits
 
-SIZE = (96, 128)  # height and width of a scene, in pixels
+SIZE = (64, 96)  # height and width of a scene, in pixels
 
-_LENGTHS = {'train': 2000, 'validation': 200}
+_LENGTHS = {'train': 10_000, 'validation': 200}
 # Objects of a scene that are tried, inclusive.
-_OBJECTS = (1, 5)
+_OBJECTS = (1, 3)
 # Side of the square of 8 x 8 levels that a digit is drawn from, in pixels.
-_SIDES = (28.0, 60.0)
-_DEGREES = 15.0  # greatest rotation
+_SIDES = (30.0, 42.0)
+_DEGREES = 8.0  # greatest rotation
 # Level above which a pixel belongs to a digit, 1 being its darkest ink.
 _INK = 0.4
 # Share of an object that must stay visible for another one to be put on it.
-_VISIBLE = 0.7
+_VISIBLE = 0.8
 _ATTEMPTS = 5  # places tried for an object before it is left out
-# A channel of an object's colour is up to this far from 0 or from 255.
-_COLOR_RANGE = 70
-# Least distance of the colour from the mean of what it covers, else it is
-# inverted.
-_CONTRAST = 128.0
+# Least and greatest red, green and blue of an object: blue to magenta, of which
+# the photographs have little.
+_COLORS = ((40, 255), (0, 90), (170, 255))
 # Share of the photographs' width that training scenes show; validation scenes
 # show the rest.
 _TRAIN_WIDTH = 0.7
@@ -45,15 +43,15 @@ class _Glyph(NamedTuple):
 
 
 class Scenes(source.LabelMaps):
-  """Photographs with one to five handwritten digits on them.
+  """Photographs with one to three handwritten digits on them.
 
   The digits and the photographs are those of scikit-learn. Digits are enlarged
-  with smooth outlines, turned by up to 15 degrees and put on a crop of a
-  photograph, each in a colour that differs from what it covers; a later one may
-  hide up to 30 % of an earlier one. A scene is a function of the seed, the
-  split and the index. Validation scenes show digits that no training scene does
-  (those that `Digits` holds out) and the right parts of the photographs,
-  training scenes the left ones.
+  with smooth outlines, turned by up to 8 degrees and put on a crop of a
+  photograph, each in a colour from blue to magenta; a later one may hide up to
+  20 % of an earlier one. A scene is a function of the seed, the split and the
+  index. Validation scenes show digits that no training scene does (those that
+  `Digits` holds out) and the right parts of the photographs, training scenes
+  the left ones.
 
   The examples have, besides `image`, uint8 [h, w, 3], and `name`:
     label_map: uint8 [h, w]: 0 for the photograph, 1 + d for the digit d.
@@ -203,11 +201,9 @@ def _find_place(owners, areas, mask, rng):
 
 
 def _paint(canvas, glyph, rng):
-  """Draws a digit in a colour far from the mean colour of what it covers."""
+  """Draws a digit in a random colour."""
   covered = canvas[glyph.mask]
-  color = np.abs(rng.choice((0, 255), 3) - rng.integers(0, _COLOR_RANGE, 3))
-  if np.linalg.norm(color - covered.mean(axis=0)) < _CONTRAST:
-    color = 255 - color
+  color = rng.integers(*np.transpose(_COLORS), endpoint=True)
   opacity = glyph.opacity[glyph.mask][:, None]
   canvas[glyph.mask] = np.round(covered + opacity * (color - covered))
 
