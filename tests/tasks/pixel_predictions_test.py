@@ -49,6 +49,18 @@ def whole(images, mirrored=False):
   return pixel_predictions.make_view(model, images, windows, mirrored)
 
 
+def classify(views, images, sizes):
+  """Classes of views of images on a canvas of 40 x 60 pixels."""
+
+  @jax.jit
+  def run(images):
+    return pixel_predictions.class_maps(
+      views(images), jnp.array(sizes), (40, 60)
+    )
+
+  return run(images)
+
+
 @pytest.fixture(params=[1, 3])
 def bands(request, monkeypatch):
   """Bands of 40 rows of 60 pixels and 5 classes."""
@@ -130,9 +142,7 @@ def test_each_image_has_its_own_size(bands):
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.normal(size=(3, 24, 36, 3)), jnp.float32)
   sizes = [(40, 60), (17, 25), (33, 58)]
-  maps = pixel_predictions.class_maps(
-    [whole(images)], jnp.array(sizes), (40, 60)
-  )
+  maps = classify(lambda images: [whole(images)], images, sizes)
   for image, size, classes in zip(images, sizes, maps, strict=True):
     expected = step_by_step(image, size).argmax(-1)
     np.testing.assert_array_equal(classes[: size[0], : size[1]], expected)
@@ -154,35 +164,42 @@ def test_the_last_window_ends_with_the_axis(size, length, stride, starts):
 
 
 @pytest.mark.parametrize('mirrored', [False, True])
-def test_overlapping_windows_are_averaged(bands, mirrored):
+def test_overlapping_windows_are_averaged(mirrored):
   rng = np.random.default_rng(2)
   images = jnp.asarray(rng.normal(size=(2, 20, 45, 3)), jnp.float32)
   windows = Windows.sliding(20, 16, 9), Windows.sliding(45, 16, 9)
-  view = pixel_predictions.make_view(model, images, windows, mirrored)
   sizes = [(40, 60), (31, 47)]
-  maps = pixel_predictions.class_maps([view], jnp.array(sizes), (40, 60))
+  maps = classify(
+    lambda images: [
+      pixel_predictions.make_view(model, images, windows, mirrored)
+    ],
+    images,
+    sizes,
+  )
   starts = [(y, x) for y in (0, 4) for x in (0, 9, 18, 27, 29)]
   for image, size, classes in zip(images, sizes, maps, strict=True):
     expected = step_by_step(image, size, starts, 16, mirrored).argmax(-1)
     np.testing.assert_array_equal(classes[: size[0], : size[1]], expected)
 
 
-def test_views_share_their_probabilities(bands):
+def test_views_share_their_probabilities():
   rng = np.random.default_rng(3)
   small = jnp.asarray(rng.normal(size=(1, 16, 24, 3)), jnp.float32)
   large = jnp.asarray(rng.normal(size=(1, 32, 44, 3)), jnp.float32)
   size = (27, 59)
-  views, probabilities = [], 0
-  for images in (small, large):
-    for mirrored in (False, True):
-      views.append(whole(images, mirrored))
-      probabilities += step_by_step(images[0], size, mirrored=mirrored)
-  classes = pixel_predictions.class_maps(views, jnp.array([size]), (40, 60))
-  expected = probabilities.argmax(-1)
-  np.testing.assert_array_equal(classes[0, : size[0], : size[1]], expected)
-  for view in views:
-    single = pixel_predictions.class_maps([view], jnp.array([size]), (40, 60))
-    assert np.any(single[0, : size[0], : size[1]] != expected)
+  expected = sum(
+    step_by_step(images[0], size, mirrored=mirrored)
+    for images in (small, large)
+    for mirrored in (False, True)
+  ).argmax(-1)
+
+  def views(images):
+    return [whole(x, mirrored) for x in images for mirrored in (False, True)]
+
+  classes = classify(views, (small, large), [size])[0, : size[0], : size[1]]
+  np.testing.assert_array_equal(classes, expected)
+  single = classify(lambda images: views(images)[:1], (small, large), [size])
+  assert np.any(single[0, : size[0], : size[1]] != expected)
 
 
 def test_confusion_counts_pixels_with_a_label(bands):
