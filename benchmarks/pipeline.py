@@ -6,6 +6,9 @@ Reading, decoding, random crop, resize, flip and batching, without a device.
 Without --data_dir the files are parts of scikit-learn's two photographs, in the
 sizes and of the mean length of ImageNet's. Each row is also measured on copies
 whose shorter side is 256 pixels, as `tools.prepare --resize_short=256` makes.
+
+With --config=ade20k_upernet the files have sizes and lengths as ADE20K's and
+label maps beside them, and become the crops that segmenters are trained on.
 """
 
 import argparse
@@ -23,9 +26,16 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.data import (
+  decode,
+  label_maps,
+  pipeline,
+  sources,
+  transforms,
+)
 from acmix_jax.data.builders import imagenet
-from acmix_jax.data.transforms import classification
+from acmix_jax.data.sources import label_files
+from acmix_jax.data.transforms import classification, segmentation
 from benchmarks import harness
 
 # Width and height in pixels; the means are those of ImageNet, 472 x 397.
@@ -36,6 +46,11 @@ _SIZES = (
 )
 # Give a mean file of about 110 kB.
 _QUALITIES = (98, 99)
+# The shorter side of most images of ADE20K is 512; 40 and 4 kB are the means of
+# its images and label maps.
+_PAIR_SIZES = (*[(683, 512)] * 7, (512, 683), (512, 683), (256, 256))
+_PAIR_QUALITIES = (60, 75)
+_PATCHES = (16, 12)  # Across and down a label map.
 _BATCH_SIZE = 32
 _HEADER = (
   'files',
@@ -63,34 +78,74 @@ class Files(sources.LabelledImages):
     return {'image': image, 'label': label, 'name': f'file {index}'}
 
 
+class Pairs(sources.LabelFiles):
+  """A source of encoded images and label maps in memory."""
+
+  class_names = tuple(map(str, range(150)))
+  convention = label_maps.Convention(150, zero_is_ignored=True)
+
+  def __init__(self, files: Sequence[tuple[bytes, bytes]]):
+    self._files = files
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def read(self, index: int) -> label_files.Files:
+    """See `sources.LabelFiles`."""
+    image, label = self._files[index]
+    return label_files.Files(image, label, f'image {index}', f'label {index}')
+
+  def read_size(self, index: int) -> tuple[int, int]:
+    """See `sources.LabelFiles`."""
+    return decode.read_size(io.BytesIO(self._files[index][0]))
+
+
 def make_files(count: int) -> Files:
   """JPEG files of random parts of scikit-learn's photographs."""
   rng = np.random.default_rng(0)
-  photographs = [
+  parts = (_part(_SIZES[i % len(_SIZES)], rng) for i in range(count))
+  return Files([_encode(part, rng.choice(_QUALITIES)) for part in parts])
+
+
+def make_pairs(count: int) -> Pairs:
+  """The same with PNG files of label maps, patches of one class each."""
+  rng = np.random.default_rng(0)
+  files = []
+  for i in range(count):
+    part = _part(_PAIR_SIZES[i % len(_PAIR_SIZES)], rng)
+    patches = part.convert('L').resize(_PATCHES).point(lambda x: x * 150 // 255)
+    buffer = io.BytesIO()
+    patches.resize(part.size, Image.Resampling.NEAREST).save(buffer, 'PNG')
+    image = _encode(part, rng.choice(_PAIR_QUALITIES))
+    files.append((image, buffer.getvalue()))
+  return Pairs(files)
+
+
+@functools.cache
+def _photographs() -> list[Image.Image]:
+  return [
     Image.fromarray(pixels) for pixels in datasets.load_sample_images().images
   ]
-  return Files(
-    [
-      _make_file(photographs[rng.integers(2)], _SIZES[i % len(_SIZES)], rng)
-      for i in range(count)
-    ]
-  )
 
 
-def _make_file(photograph, size, rng):
-  """A part of half the photograph or more, resized."""
+def _part(size, rng):
+  """A part of half a photograph or more, resized."""
+  photograph = _photographs()[rng.integers(2)]
   largest = min(photograph.width / size[0], photograph.height / size[1])
   scale = largest * rng.uniform(0.7, 1)
   width, height = (scale * side for side in size)
   left = rng.uniform(0, photograph.width - width)
   top = rng.uniform(0, photograph.height - height)
-  part = photograph.resize(
+  return photograph.resize(
     size,
     Image.Resampling.BICUBIC,
     box=(left, top, left + width, top + height),
   )
+
+
+def _encode(image, quality):
   buffer = io.BytesIO()
-  part.save(buffer, 'JPEG', quality=int(rng.choice(_QUALITIES)))
+  image.save(buffer, 'JPEG', quality=int(quality))
   return buffer.getvalue()
 
 
@@ -116,7 +171,7 @@ def measure(
       next(batches)
     wall, cpu, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - wall < seconds:
-      count += len(next(batches)['label'])
+      count += len(next(batches)['mask'])
     elapsed = time.perf_counter() - wall
     return count / elapsed, count / (time.process_time() - cpu)
 
@@ -141,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     '--data_name',
-    choices=('folder', 'imagenet2012'),
+    choices=('folder', 'imagenet2012', 'ade20k'),
     default='folder',
     help='how they are stored (default: %(default)s)',
   )
@@ -163,14 +218,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='whose transforms to use (default: %(default)s)',
   )
   args = parser.parse_args(argv)
-  data = importlib.import_module(f'configs.{args.config}').get_config().data
-  data.name, data.dir = args.data_name, args.data_dir
+  config = importlib.import_module(f'configs.{args.config}').get_config()
+  data, dense = config.data, config.task == 'segmentation'
   if args.data_dir:
+    data.name, data.dir = args.data_name, args.data_dir
     stored = sources.make_source(data, data.train_split)
   else:
-    stored = make_files(args.images)
-  files = {'as stored': stored, '256 px copy': make_copy(stored, args.images)}
-  transform = classification.train_transform(data)
+    stored = (make_pairs if dense else make_files)(args.images)
+  files = {'as stored': stored}
+  if not dense:
+    files['256 px copy'] = make_copy(stored, args.images)
+  make_transform = (segmentation if dense else classification).train_transform
+  transform = make_transform(data)
   runs = {
     (name, threads): functools.partial(
       measure, source, transform, threads, args.turn_seconds

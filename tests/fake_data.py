@@ -22,10 +22,15 @@ ODD_KINDS = ('cmyk', 'png', 'grey')
 
 
 def make_source(
-  name: str, directory: str | os.PathLike = '', split: str = 'train'
+  name: str,
+  directory: str | os.PathLike = '',
+  split: str = 'train',
+  **fields: object,
 ) -> sources.Source:
   """The data set `name` in `directory`, as a config asks for it."""
-  config = ml_collections.ConfigDict({'name': name, 'dir': str(directory)})
+  config = ml_collections.ConfigDict(
+    {'name': name, 'dir': str(directory), **fields}
+  )
   return sources.make_source(config, split)
 
 
@@ -95,6 +100,72 @@ def write_class_folders(
         pixels[..., label % 3] += 160
         (folder / f'{i:03}.jpg').write_bytes(encode(pixels))
   return directory
+
+
+def encode_labels(labels: np.ndarray, **options: object) -> bytes:
+  """Encodes numbers [h, w] of 8 or 16 bits as a grey PNG file."""
+  file = io.BytesIO()
+  Image.fromarray(labels).save(file, 'PNG', **options)
+  return file.getvalue()
+
+
+def write_pairs(
+  images: str | os.PathLike,
+  labels: str | os.PathLike,
+  *,
+  count: int = 4,
+  size: tuple[int, int] = (40, 32),
+  numbers: Sequence[int] = (0, 1, 2),
+  seed: int = 0,
+) -> None:
+  """Writes N.jpg into one folder and N.png, its label map, into another.
+
+  The label map has a row of pixels of each number in turn, and the picture
+  levels to tell them by. All sizes are a little smaller than `size`.
+  """
+  for folder in (images, labels):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  for i in range(count):
+    width, height = size[0] - i % 3, size[1] - i % 4
+    rows = np.resize(np.roll(numbers, i), height).astype(np.uint8)
+    label_map = np.repeat(rows[:, None], width, axis=1)
+    pixels = picture(seed + i, (width, height)) // 4
+    pixels += (label_map[..., None] * 25) % 150
+    pathlib.Path(images, f'{i:03}.jpg').write_bytes(encode(pixels))
+    pathlib.Path(labels, f'{i:03}.png').write_bytes(encode_labels(label_map))
+
+
+def write_ade20k(
+  directory: str | os.PathLike,
+  *,
+  train: int = 6,
+  validation: int = 3,
+  size: tuple[int, int] = (40, 32),
+  num_classes: int = 150,
+) -> pathlib.Path:
+  """Writes DIR/ADEChallengeData2016 as the official archive unpacks.
+
+  The label maps hold 0 and a few of the classes, the first and the last too.
+  """
+  home = pathlib.Path(directory) / 'ADEChallengeData2016'
+  for seed, (split, count) in enumerate(
+    (('training', train), ('validation', validation))
+  ):
+    write_pairs(
+      home / 'images' / split,
+      home / 'annotations' / split,
+      count=count,
+      size=size,
+      numbers=(0, 1, 2, num_classes),
+      seed=1000 * seed,
+    )
+  lines = [
+    f'{i}\t0.0100\t10\t1\tthing {i}, synonym {i}'
+    for i in range(1, num_classes + 1)
+  ]
+  text = '\n'.join(['Idx\tRatio\tTrain\tVal\tName', *lines, ''])
+  (home / 'objectInfo150.txt').write_text(text)
+  return home
 
 
 def write_imagenet_tars(

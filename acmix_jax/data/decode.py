@@ -2,6 +2,7 @@
 
 import io
 import struct
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -84,7 +85,7 @@ def decode(encoded: bytes) -> np.ndarray:
   if not frame:
     return _decode_any(encoded)
   height, width = struct.unpack_from('>HH', encoded, frame + 5)
-  _check_pixels(width, height)
+  check_pixels(width, height)
   if encoded.rfind(b'\xff\xd9') < frame:
     raise DecodeError('the JPEG file is cut short: it has no end marker')
   if channels in (1, 3):
@@ -93,6 +94,28 @@ def decode(encoded: bytes) -> np.ndarray:
     # Pillow converts the colours, but notices no damage.
     _decode_strictly(encoded, 'CMYK')
   return _decode_any(encoded)
+
+
+def read_size(file: str | BinaryIO) -> tuple[int, int]:
+  """Height and width of an image, from its header alone.
+
+  Args:
+    file: path of a file, or an open one.
+
+  Raises:
+    DecodeError: the file is of no known format, or its header damaged.
+    OSError: it cannot be read.
+  """
+  try:
+    with Image.open(file) as image:
+      return image.height, image.width
+  except UnidentifiedImageError as error:
+    raise DecodeError('no image of a known format') from error
+  except Exception as error:
+    # Pillow's own errors have no number, those of the disk do.
+    if isinstance(error, OSError) and error.errno is not None:
+      raise
+    raise DecodeError(f'{type(error).__name__}: {error}') from error
 
 
 def _find_jpeg_frame(encoded: bytes) -> tuple[int, int]:
@@ -139,7 +162,7 @@ def _decode_jpeg(encoded: bytes) -> np.ndarray:
 def _decode_any(encoded: bytes) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(encoded)) as image:
-      _check_pixels(*image.size)
+      check_pixels(*image.size)
       image.load()
       if image.mode[0] in 'IF':
         return np.repeat(_deep_grey(image)[..., None], 3, axis=2)
@@ -169,9 +192,32 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
   return ~grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+  """Raises a DecodeError where an image is too large to be decoded."""
   if width * height > MAX_PIXELS:
     raise DecodeError(
       f'{width} x {height} pixels are more than the {MAX_PIXELS:,} that are '
       'decoded; store a smaller copy'
     )
+
+
+def check_same_size(image: tuple[int, ...], labels: tuple[int, ...]) -> None:
+  """Raises a DecodeError where an image and its label map differ in size.
+
+  Args:
+    image: shape of the image, height and width first.
+    labels: shape of the label map.
+  """
+  image, labels = image[:2], labels[:2]
+  if image == labels:
+    return
+  message = (
+    f'the image is {image[0]} x {image[1]} pixels (height x width), its label '
+    f'map {labels[0]} x {labels[1]}'
+  )
+  if image == labels[::-1]:
+    message += (
+      '; if a rotation is noted in the file (EXIF), which is not applied, turn '
+      'the pixels themselves'
+    )
+  raise DecodeError(message)

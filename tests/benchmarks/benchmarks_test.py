@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import harness, operator, pipeline, train_step
@@ -113,3 +114,14 @@ def test_pipeline_reads_the_files_it_describes(tmp_path):
 def test_made_files_have_the_sizes_of_imagenet():
   widths, heights = zip(*pipeline._SIZES, strict=True)
   assert (sum(widths) / 10, sum(heights) / 10) == (472, 397)
+
+
+def test_made_pairs_are_like_those_of_ade20k():
+  source = pipeline.make_pairs(20)
+  lengths = [(len(x.image), len(x.label)) for x in map(source.read, range(20))]
+  assert np.mean(lengths, axis=0) == pytest.approx((40e3, 3e3), rel=0.5)
+  for i in range(10):
+    label_map = source[i]['label_map']
+    assert label_map.shape == pipeline._PAIR_SIZES[i][::-1]
+    assert tuple(source.sizes[i]) == label_map.shape
+    assert 20 < len(np.unique(label_map)) < 150

@@ -10,16 +10,27 @@ import ml_collections
 
 from acmix_jax import lookup
 from acmix_jax.data import stalls
+from acmix_jax.data.sources.ade20k import open_ade20k
 from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
-from acmix_jax.data.sources.source import LabelledImages, Source
+from acmix_jax.data.sources.label_files import LabelFiles
+from acmix_jax.data.sources.segmentation_folder import open_segmentation_folder
+from acmix_jax.data.sources.source import (
+  LabelledImages,
+  LabelMaps,
+  OnCanvases,
+  Source,
+)
 
 __all__ = [
   'Digits',
   'Folder',
   'ImageNet',
+  'LabelFiles',
+  'LabelMaps',
   'LabelledImages',
+  'OnCanvases',
   'Source',
   'make_source',
 ]
@@ -27,21 +38,23 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _SOURCES = {
+  'ade20k': lambda config, split: open_ade20k(config.dir, split),
   'digits': lambda config, split: Digits(split),
   'folder': lambda config, split: Folder(config.dir, split),
   'imagenet2012': lambda config, split: ImageNet(config.dir, split),
+  'segmentation_folder': open_segmentation_folder,
 }
 
 
 def make_source(
   config: ml_collections.ConfigDict, split: str
-) -> LabelledImages:
+) -> LabelledImages | LabelMaps:
   """Opens one split of the data set `config.name`, stored in `config.dir`.
 
   Args:
     config: `config.data` of an experiment.
-    split: 'train' or 'validation'; 'imagenet2012' also takes parts in the
-      notation of TFDS ('train[:99%]'), 'folder' also 'test'.
+    split: 'train' or 'validation'; prepared data sets also take parts in the
+      notation of TFDS ('train[:99%]'), folders also 'test'.
 
   Raises:
     lookup.UnknownName: no data set has this name.

@@ -1,18 +1,13 @@
 """Image files in one folder for each class."""
 
-import logging
 import os
-import stat
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from acmix_jax.data import decode, stalls
-from acmix_jax.data.sources import listing, source, splits
-
-logger = logging.getLogger(__name__)
+from acmix_jax.data.sources import files, listing, source, splits
 
 
 class Folder(source.LabelledImages):
@@ -51,18 +46,22 @@ class Folder(source.LabelledImages):
         'train/CLASS/IMAGE or CLASS/IMAGE.'
       )
     split = splits.split_of(split) or split
-    found = _find_splits(home)
-    self._root, hold_out = _choose(home, found, split)
+    found = splits.find_splits(
+      home,
+      '; or, if all are classes, move all of them into '
+      f'{os.path.join(home, "train")}',
+    )
+    self._root, hold_out = splits.choose(home, found, split)
     folders = _class_folders(self._root)
     self.class_names = tuple(folders)
     if not hold_out and 'train' in found:
       _check_against_train(self._root, folders, found['train'])
     listed = listing.Listing(self._root, list(folders.values()), home)
-    _log_passed_over(self._root, listed.passed_over)
-    for name, files in zip(folders.values(), listed.files, strict=True):
-      _check_files(os.path.join(self._root, name), files)
-    self._files = [file for files in listed.files for file in files]
-    counts = [len(files) for files in listed.files]
+    listed.log_passed_over()
+    for name, members in zip(folders.values(), listed.files, strict=True):
+      _check_files(os.path.join(self._root, name), members)
+    self._files = [file for members in listed.files for file in members]
+    counts = [len(members) for members in listed.files]
     self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     self.origin = self._root
     if hold_out:
@@ -87,63 +86,10 @@ class Folder(source.LabelledImages):
   def __getitem__(self, index: int) -> dict[str, Any]:
     path = os.path.join(self._root, self._files[index])
     return {
-      'image': _read(path),
+      'image': files.read(path),
       'label': self._labels[index],
       'name': path,
     }
-
-
-def _read(path: str) -> bytes:
-  def open_at_once(path, flags):
-    # A FIFO would be waited for without end, also when the program ends.
-    return os.open(path, flags | os.O_NONBLOCK)
-
-  with stalls.watched(path), open(path, 'rb', opener=open_at_once) as file:
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-      raise decode.DecodeError(f'{path} is no regular file')
-    return file.read()
-
-
-def _find_splits(home: str) -> dict[str, str]:
-  """Folder of each split; empty where `home` holds classes."""
-  found, others = {}, []
-  for name in listing.subfolders(home):
-    split, path = splits.split_of(name), os.path.join(home, name)
-    if split is None:
-      others.append(name)
-    elif split in found and not os.path.samefile(path, found[split]):
-      raise ValueError(
-        f'{home} holds two folders for the split {split!r}: '
-        f'{os.path.basename(found[split])} and {name}. Keep one of them there.'
-      )
-    else:
-      found[split] = path
-  if found and others:
-    names = ', '.join(sorted(os.path.basename(path) for path in found.values()))
-    raise ValueError(
-      f'{home} holds folders of splits ({names}) and beside them: '
-      f'{", ".join(others[:10])}. Rename these to train, validation or test, '
-      'move them elsewhere or put a dot before their names; or, if all are '
-      f'classes, move all of them into {os.path.join(home, "train")}.'
-    )
-  return found
-
-
-def _choose(home: str, found: dict[str, str], split: str) -> tuple[str, bool]:
-  """Folder with the images of a split, and whether 'validation' shares it."""
-  if not found:
-    return home, True
-  if found.keys() == {'train'} and split in ('train', 'validation'):
-    return found['train'], True
-  name = split
-  if split == 'validation' and split not in found:
-    name = 'test'
-  if name not in found:
-    raise ValueError(
-      f'{home} has no folder for the split {split!r}; it holds: '
-      f'{", ".join(os.path.basename(path) for path in found.values())}.'
-    )
-  return found[name], False
 
 
 def _class_folders(root: str) -> dict[str, str]:
@@ -172,11 +118,6 @@ def _check_against_train(
 ) -> None:
   if root == train_root:
     return
-  if os.path.samefile(root, train_root):
-    raise ValueError(
-      f'{root} and {train_root} are the same folder: the images that are '
-      'trained on would be evaluated.'
-    )
   train_names = _class_folders(train_root)
   missing = sorted(set(train_names) - set(names))
   extra = sorted(set(names) - set(train_names))
@@ -203,11 +144,3 @@ def _check_files(path: str, files: Sequence[str]) -> None:
       f'{", ".join(sorted(filter(splits.split_of, inside)))}. Set data.dir to '
       'it, or put the splits above the classes: train/CLASS, validation/CLASS.'
     )
-
-
-def _log_passed_over(root: str, reasons: dict[str, int]) -> None:
-  if reasons:
-    counts = (
-      f'{reason} ({count})' for reason, count in sorted(reasons.items())
-    )
-    logger.info('Passed over in %s: %s.', root, ', '.join(counts))

@@ -4,10 +4,8 @@ import os
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from acmix_jax.data import decode, stalls
-from acmix_jax.data.sources import source
+from acmix_jax.data.sources import prepared, source
 
 
 class ImageNet(source.LabelledImages):
@@ -29,74 +27,17 @@ class ImageNet(source.LabelledImages):
       FileNotFoundError: no prepared data set was found.
       ValueError: several were found, or its format or the split is not known.
     """
-    self._directory = str(_find_prepared(directory, 'imagenet2012'))
-    self.origin = self._directory
-    self._split = split
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(self._directory)
-    labels = builder.info.features['label']
-    self.class_names = tuple(labels.names)
-    try:
-      self._records = builder.as_data_source(
-        split, decoders={'image': tfds.decode.SkipDecoding()}
-      )
-    except NotImplementedError as error:
-      raise ValueError(
-        f'{self._directory} is stored as {builder.info.file_format.value}, '
-        'which has no random access; convert it with `tfds convert_format '
-        '--out_file_format=array_record`, or prepare it anew with '
-        '`python -m acmix_jax.tools.prepare`.'
-      ) from error
-    except (KeyError, ValueError) as error:
-      raise ValueError(
-        f'{self._directory} has no split {split!r}; it holds: '
-        f'{", ".join(builder.info.splits) or "none"}.'
-      ) from error
+    self._records = prepared.Records(directory, 'imagenet2012', split)
+    self.origin = self._records.directory
+    self.class_names = tuple(self._records.features['label'].names)
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    name = f'record {index} of {self._split} in {self._directory}'
-    try:
-      with stalls.watched(name):
-        record = self._records[index]
-    except RuntimeError as error:  # A damaged part of an array_record file.
-      raise decode.DecodeError(f'{name}: {error}') from error
+    record = self._records[index]
     return {
       'image': record['image'],
       'label': np.int32(record['label']),
       'name': record['file_name'].decode(),
     }
-
-
-def _find_prepared(directory: str | os.PathLike, name: str) -> epath.Path:
-  hint = (
-    f'prepare one with `python -m acmix_jax.tools.prepare {name} '
-    '--source=TARS --data_dir=DIR` and set data.dir to DIR'
-  )
-  if not directory:
-    raise ValueError(
-      f'data.dir is empty; data {name!r} needs a folder: {hint}.'
-    )
-  root = epath.Path(directory).expanduser()
-  if (root / name).is_dir():
-    root = root / name
-  # The name of the version may follow the name of a configuration.
-  found = [
-    description.parent
-    for levels in ('', '*/', '*/*/')
-    for description in sorted(root.glob(f'{levels}features.json'))
-  ]
-  if not found:
-    raise FileNotFoundError(
-      f'data.dir={directory} holds no data set prepared by TFDS (a folder with '
-      f'features.json); {hint}.'
-    )
-  if len(found) > 1:
-    raise ValueError(
-      f'data.dir={directory} holds several data sets; set it to one of: '
-      f'{", ".join(str(path) for path in found)}.'
-    )
-  return found[0]

@@ -2,11 +2,14 @@
 
 import collections
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 # What notebooks, archives, storage boxes and systems leave, besides names that
 # begin with a dot or a tilde; in lower case.
@@ -88,11 +91,20 @@ class Listing:
     with os.scandir(root) as entries:
       for entry in entries:
         if not is_litter(entry.name) and self._is_image(entry):
-          self.passed_over['images outside of the class folders'] += 1
+          self.passed_over['images beside the listed folders'] += 1
     self.files = [
       sorted(self._walk(folder, target))
       for folder, target in zip(folders, targets, strict=True)
     ]
+
+  def log_passed_over(self) -> None:
+    """Says in the log what is not listed."""
+    if self.passed_over:
+      counts = (
+        f'{reason} ({count})'
+        for reason, count in sorted(self.passed_over.items())
+      )
+      logger.info('Passed over in %s: %s.', self._root, ', '.join(counts))
 
   def _walk(self, folder: str, real: str) -> Iterator[str]:
     """Yields the images in a folder, whose path without links is `real`."""

@@ -6,6 +6,7 @@ moves the other arrays with them, and refuses those that it does not know.
 Everything random comes from the `rng` that is passed in.
 """
 
+from acmix_jax.data.transforms.crop import RandomCrop
 from acmix_jax.data.transforms.image import (
   CenterCrop,
   RandomFlip,
@@ -13,7 +14,9 @@ from acmix_jax.data.transforms.image import (
   ResizeShort,
 )
 from acmix_jax.data.transforms.pad import Pad
+from acmix_jax.data.transforms.photometric import PhotometricDistortion
 from acmix_jax.data.transforms.randaugment import RandAugment
+from acmix_jax.data.transforms.rescale import RandomRescale
 from acmix_jax.data.transforms.transform import (
   Compose,
   Decode,
@@ -27,8 +30,11 @@ __all__ = [
   'Decode',
   'Example',
   'Pad',
+  'PhotometricDistortion',
   'RandAugment',
+  'RandomCrop',
   'RandomFlip',
+  'RandomRescale',
   'RandomResizedCrop',
   'ResizeShort',
   'Transform',

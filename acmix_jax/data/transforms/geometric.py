@@ -42,8 +42,9 @@ class Placement:
     top, left, height, width = self.box
     array = array[..., top : top + height, left : left + width]
     if self.resizes:
-      rows = _nearest(height, self.size[0])
-      array = array[..., rows, :][..., _nearest(width, self.size[1])]
+      # Columns first: the rows are then copied whole.
+      array = array.take(_nearest(width, self.size[1]), axis=-1)
+      array = array.take(_nearest(height, self.size[0]), axis=-2)
     return array[..., ::-1] if self.mirrored else array
 
   def move_boxes(self, boxes: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from acmix_jax.data.transforms import geometric
+from acmix_jax.data.transforms import geometric, transform
 from acmix_jax.data.transforms.transform import Example
 
 _CV2_FILTERS = {'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
@@ -50,9 +50,9 @@ class RandomResizedCrop(geometric.Geometric):
   interpolation: str = 'bilinear'
 
   def __post_init__(self):
-    _check_size(self.size)
-    _check_range('scale', self.scale)
-    _check_range('ratio', self.ratio)
+    transform.check_size('size', self.size)
+    transform.check_range('scale', self.scale)
+    transform.check_range('ratio', self.ratio)
     _check_interpolation(self.interpolation)
 
   def place(
@@ -124,7 +124,7 @@ class ResizeShort(geometric.Geometric):
   interpolation: str = 'bilinear'
 
   def __post_init__(self):
-    _check_size(self.size)
+    transform.check_size('size', self.size)
     _check_interpolation(self.interpolation)
 
   def place(
@@ -154,7 +154,7 @@ class CenterCrop(geometric.Geometric):
   size: int
 
   def __post_init__(self):
-    _check_size(self.size)
+    transform.check_size('size', self.size)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -175,18 +175,6 @@ class CenterCrop(geometric.Geometric):
 def _overhang(side: int, shorter: int) -> int:
   """Pixels to cut from both ends of a side, so that its centre stays."""
   return max(0, -(-(side - _LONGEST * shorter) // 2))
-
-
-def _check_size(size: int) -> None:
-  if size < 1:
-    raise ValueError(f'size={size} is not a positive number of pixels.')
-
-
-def _check_range(name: str, bounds: tuple[float, float]) -> None:
-  if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
-    raise ValueError(
-      f'{name}={bounds} is not (least, greatest), finite and above 0.'
-    )
 
 
 def _check_interpolation(name: str) -> None:

@@ -62,7 +62,12 @@ class Pad:
 def _pad(array, axis, canvas, fill):
   """Pads two axes of an array, from `axis` on."""
   height, width = array.shape[axis : axis + 2]
+  if (height, width) == canvas:
+    return array
   shape = (*array.shape[:axis], *canvas, *array.shape[axis + 2 :])
-  padded = np.full(shape, fill, array.dtype)
-  padded[(slice(None),) * axis + (slice(height), slice(width))] = array
+  padded = np.empty(shape, array.dtype)
+  leading = (slice(None),) * axis
+  padded[(*leading, slice(height), slice(width))] = array
+  padded[(*leading, slice(height, None))] = fill
+  padded[(*leading, slice(height), slice(width, None))] = fill
   return padded

@@ -1,7 +1,8 @@
 """The form of a transform, what all share, decoding, and composition."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,47 @@ class Compose:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keep:
+  """Keeps what is named of an example and leaves out all else."""
+
+  keys: tuple[str, ...]
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    del rng
+    return {key: example[key] for key in self.keys if key in example}
+
+
+@dataclasses.dataclass(frozen=True)
 class Decode:
   """Decodes `image` from the bytes of a file; an array stays as it is.
 
   Raises:
-    decode.DecodeError: the file is damaged.
+    decode.DecodeError: the file is damaged, or the label map that belongs to it
+      has another size.
   """
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     del rng
-    if not isinstance(example['image'], bytes):
-      return example
-    return {**example, 'image': decode.decode(example['image'])}
+    image = example['image']
+    if isinstance(image, bytes):
+      image = decode.decode(image)
+    if 'label_map' in example:
+      decode.check_same_size(image.shape, example['label_map'].shape)
+    return {**example, 'image': image}
+
+
+def check_size(name: str, size: int) -> None:
+  """Raises a ValueError where a side is less than a pixel."""
+  if size < 1:
+    raise ValueError(f'{name}={size} is not a positive number of pixels.')
+
+
+def check_range(name: str, bounds: Sequence[float]) -> None:
+  """Raises a ValueError unless bounds are (least, greatest), positive."""
+  if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
+    raise ValueError(
+      f'{name}={tuple(bounds)} is not (least, greatest), finite and above 0.'
+    )
 
 
 def check_arrays(

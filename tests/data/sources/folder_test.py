@@ -222,7 +222,7 @@ def test_litter_is_passed_over_and_counted(tmp_path, caplog, monkeypatch):
   assert len(source) == 3
   assert caplog.messages[0] == (
     f'Passed over in {tmp_path}/train: hidden or left by other programs (10), '
-    'images outside of the class folders (1), no regular files (4), '
+    'images beside the listed folders (1), no regular files (4), '
     'of suffix .heic (1), of suffix .mpg (1), of suffix .txt (2), '
     'without a suffix (1).'
   )
