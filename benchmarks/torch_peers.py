@@ -231,6 +231,41 @@ def _flex_attention(o: Options) -> Callable[[], None]:
   return step
 
 
+def _nms(o: Options) -> Callable[[], None]:
+  """NMS of torchvision."""
+  from torchvision import ops
+
+  boxes, scores = (
+    torch.tensor(x, dtype=torch.float32, device=o.device)
+    for x in (o.boxes, o.scores)
+  )
+  return lambda: ops.nms(boxes, scores, o.threshold)
+
+
+def _roi_align(o: Options, gradient: bool) -> Callable[[], None]:
+  """RoIAlign of torchvision, on each level for its boxes."""
+  from torchvision import ops
+
+  boxes = torch.tensor(o.boxes, dtype=torch.float32, device=o.device)
+  maps = [_random(o, *shape).requires_grad_(gradient) for shape in o.shapes]
+
+  def step():
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    level = torch.log2(sides / o.finest_side + 1e-6).floor()
+    level = level.clamp(0, len(maps) - 1)
+    rois = functional.pad(boxes, (1, 0))
+    out = boxes.new_zeros(len(boxes), maps[0].shape[1], *[o.output_size] * 2)
+    for i, (x, stride) in enumerate(zip(maps, o.strides, strict=True)):
+      here = (level == i).nonzero().squeeze(1)
+      out[here] = ops.roi_align(
+        x, rois[here], o.output_size, 1 / stride, 0, aligned=True
+      )
+    if gradient:
+      torch.autograd.grad(out, maps, torch.ones_like(out))
+
+  return step
+
+
 def _autocast(o: Options) -> torch.autocast:
   dtype = getattr(torch, o.dtype)
   return torch.autocast(o.device, dtype, enabled=dtype != torch.float32)
@@ -243,6 +278,9 @@ def _random(o: Options, *shape: int) -> torch.Tensor:
 _WORKS = {
   'flex_attention': _flex_attention,
   'layer': _layer,
+  'nms': _nms,
+  'roi_align': functools.partial(_roi_align, gradient=False),
+  'roi_align_gradient': functools.partial(_roi_align, gradient=True),
   'train_step': _train_step,
 }
 

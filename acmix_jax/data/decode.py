@@ -201,19 +201,22 @@ def check_pixels(width: int, height: int) -> None:
     )
 
 
-def check_same_size(image: tuple[int, ...], labels: tuple[int, ...]) -> None:
-  """Raises a DecodeError where an image and its label map differ in size.
+def check_same_size(
+  image: tuple[int, ...], labels: tuple[int, ...], of_what: str = 'label map'
+) -> None:
+  """Raises a DecodeError where an image and its labels differ in size.
 
   Args:
     image: shape of the image, height and width first.
-    labels: shape of the label map.
+    labels: shape of the label map or of the masks, height and width first.
+    of_what: what the message calls the labels.
   """
   image, labels = image[:2], labels[:2]
   if image == labels:
     return
   message = (
-    f'the image is {image[0]} x {image[1]} pixels (height x width), its label '
-    f'map {labels[0]} x {labels[1]}'
+    f'the image is {image[0]} x {image[1]} pixels (height x width), its '
+    f'{of_what} {labels[0]} x {labels[1]}'
   )
   if image == labels[::-1]:
     message += (

@@ -11,6 +11,7 @@ import ml_collections
 from acmix_jax import lookup
 from acmix_jax.data import stalls
 from acmix_jax.data.sources.ade20k import open_ade20k
+from acmix_jax.data.sources.coco import Coco, open_coco
 from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
@@ -24,6 +25,7 @@ from acmix_jax.data.sources.source import (
 )
 
 __all__ = [
+  'Coco',
   'Digits',
   'Folder',
   'ImageNet',
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _SOURCES = {
   'ade20k': lambda config, split: open_ade20k(config.dir, split),
+  'coco': open_coco,
   'digits': lambda config, split: Digits(split),
   'folder': lambda config, split: Folder(config.dir, split),
   'imagenet2012': lambda config, split: ImageNet(config.dir, split),
@@ -48,7 +51,7 @@ _SOURCES = {
 
 def make_source(
   config: ml_collections.ConfigDict, split: str
-) -> LabelledImages | LabelMaps:
+) -> LabelledImages | LabelMaps | Coco:
   """Opens one split of the data set `config.name`, stored in `config.dir`.
 
   Args:

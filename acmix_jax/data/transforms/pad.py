@@ -14,7 +14,8 @@ class Pad:
 
   The number of the canvas, `canvas` (not needed for one), leaves the example;
   `size`, int32 [2], comes in: the height and width of the image on the canvas.
-  Boxes stay as they are, since the origin does.
+  Boxes, and masks that are not drawn yet, stay as they are, since the origin
+  does.
 
   Attributes:
     canvases: height and width of each canvas, in pixels.
@@ -54,7 +55,7 @@ class Pad:
       )
     padded = {key: value for key, value in example.items() if key != 'canvas'}
     for key, (axis, fill) in pad.items():
-      if key in example:
+      if isinstance(example.get(key), np.ndarray):
         padded[key] = _pad(example[key], axis, canvas, fill)
     return padded | {'size': np.array(size, np.int32)}
 

@@ -41,8 +41,8 @@ class Decode:
   """Decodes `image` from the bytes of a file; an array stays as it is.
 
   Raises:
-    decode.DecodeError: the file is damaged, or the label map that belongs to it
-      has another size.
+    decode.DecodeError: the file is damaged, or the label map or the masks that
+      belong to it have another size.
   """
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -52,6 +52,9 @@ class Decode:
       image = decode.decode(image)
     if 'label_map' in example:
       decode.check_same_size(image.shape, example['label_map'].shape)
+    if 'masks' in example:
+      shape = example['masks'].shape[1:]
+      decode.check_same_size(image.shape, shape, 'annotations')
     return {**example, 'image': image}
 
 
