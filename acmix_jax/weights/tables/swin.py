@@ -1,13 +1,16 @@
-"""Names of the official Swin and Swin-ACmix, and of timm's and torchvision's.
+"""Names of the official Swin and Swin-ACmix, and of other libraries.
 
 Sources: microsoft/Swin-Transformer models/swin_transformer.py; LeapLabTHU/ACmix
 Swin-Transformer/models/swin_transformer_acmix.py. The Swins of timm and
-torchvision hold the same arrays under other names.
+torchvision hold the same arrays under other names, those of mmdetection and
+mmsegmentation with the pixels that are merged in another order, too.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from acmix_jax.weights.tables.layouts import (
   conv,
@@ -34,20 +37,42 @@ _TORCHVISION = [
   (r'\.mlp\.3\.', '.mlp.fc2.'),
 ]
 
+_OPENMMLAB = [
+  (r'^backbone\.patch_embed\.projection\.', 'backbone.patch_embed.proj.'),
+  (r'^backbone\.stages\.', 'backbone.layers.'),
+  (r'\.attn\.w_msa\.', '.attn.'),
+  (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+  (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+]
+
 
 def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-  """Renames the entries of timm's or torchvision's Swin, if it is one."""
-  rules = []
+  """Renames the entries of another library's Swin, if it is one."""
+  rules, of_merging = [], None
   if 'head.fc.weight' in state_dict:
     rules = _TIMM
   elif 'features.0.0.weight' in state_dict:
     rules = _TORCHVISION
+  elif 'backbone.patch_embed.projection.weight' in state_dict:
+    rules, of_merging = _OPENMMLAB, r'backbone\.layers\.\d\.downsample\..*'
   renamed = {}
   for name, value in state_dict.items():
     for pattern, official in rules:
       name = re.sub(pattern, official, name)
+    if of_merging and re.fullmatch(of_merging, name):
+      value = _by_pixel(value)
     renamed[name] = value
   return renamed
+
+
+def _by_pixel(x: np.ndarray) -> np.ndarray:
+  """Inputs of a merging in the official order, along the last axis.
+
+  Channel by channel, of each the pixels by rows -> pixel by pixel by columns.
+  """
+  by_channel = x.reshape(*x.shape[:-1], -1, 2, 2)
+  axes = (*range(x.ndim - 1), -1, -2, -3)
+  return by_channel.transpose(axes).reshape(x.shape)
 
 
 def _merging(stage: int) -> str:
