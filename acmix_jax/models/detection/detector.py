@@ -105,9 +105,9 @@ class Detector(nn.Module):
       dtype=self.backbone.dtype, param_dtype=self.backbone.param_dtype
     )
 
-  def features(self, images: Images, *, train: bool = False) -> (
-    backbone_lib.Stages
-  ):  # fmt: skip
+  def features(
+    self, images: Images, *, train: bool = False
+  ) -> backbone_lib.Stages:
     """Maps normalised images, padded if need be, to the backbone's stages."""
     checks.check_map(type(self).__name__, images)
     multiple = math.lcm(self.size_divisor, self.backbone.side_multiple)
@@ -125,9 +125,7 @@ class Detector(nn.Module):
       outputs.anchors, outputs.sizes, self._padded(sizes)
     )
 
-  def _giving(self, outputs: dense.Outputs, sizes: Sizes) -> (
-    Bool[Array, 'b n']
-  ):  # fmt: skip
+  def _giving(self, outputs: dense.Outputs, sizes: Sizes) -> Bool[Array, 'b n']:
     """Which anchors give proposals and detections."""
     own = self._own(outputs, sizes)
     return jnp.ones_like(own) if self.padding_anchors else own

@@ -265,16 +265,14 @@ class MaskRCNN(detector.Detector, kw_only=True):
       samples.append(sampled)
       by_stage.append(losses)
     mask_losses = self._mask_losses(maps, samples, sizes, truth)
-    for losses, mask_loss in zip(by_stage, mask_losses, strict=True):
-      losses['loss_mask'] = mask_loss
-    return {
-      (f's{i}.' if len(by_stage) > 1 else '') + name: loss
-      * (stage.weight if 'loss' in name else 1)
-      for i, (stage, losses) in enumerate(
-        zip(self.stages, by_stage, strict=True)
-      )
-      for name, loss in losses.items()
-    }
+    named = {}
+    for i, stage in enumerate(self.stages):
+      prefix = f's{i}.' if len(self.stages) > 1 else ''
+      losses = by_stage[i] | {'loss_mask': mask_losses[i]}
+      for name, loss in losses.items():
+        weight = stage.weight if 'loss' in name else 1
+        named[prefix + name] = weight * loss
+    return named
 
   def _pyramid(self, images, train):
     return self.neck([*self.features(images, train=train).values()])
@@ -343,16 +341,19 @@ class MaskRCNN(detector.Detector, kw_only=True):
       truth.masks, truth.regions, every.boxes, every.index, self._padded(sizes)
     )
     ends = np.cumsum([x.valid.shape[1] for x in samples])[:-1]
-    x, targets = (jnp.split(y, ends, axis=1) for y in (x, targets))
     return [
       regions.mask_loss(
-        _of_labels(head, x, sampled.labels),
-        targets,
+        _of_labels(head, own, sampled.labels),
+        own_targets,
         sampled.positive,
         self.images_per_group,
       )
-      for head, x, targets, sampled in zip(
-        self.mask_heads, x, targets, samples, strict=True
+      for head, sampled, own, own_targets in zip(
+        self.mask_heads,
+        samples,
+        jnp.split(x, ends, axis=1),
+        jnp.split(targets, ends, axis=1),
+        strict=True,
       )
     ]
 
@@ -373,18 +374,10 @@ def _of_labels(head, x, labels):
 class CascadeMaskRCNN(MaskRCNN, kw_only=True):
   """Three stages, each of which refines the boxes of the one before."""
 
-  stages: tuple[regions.Stage, ...] = tuple(
-    regions.Stage(thresholds, stds, weight)
-    for thresholds, stds, weight in zip(
-      matching.CASCADE,
-      (
-        (0.1, 0.1, 0.2, 0.2),
-        (0.05, 0.05, 0.1, 0.1),
-        (0.033, 0.033, 0.067, 0.067),
-      ),
-      (1.0, 0.5, 0.25),
-      strict=True,
-    )
+  stages: tuple[regions.Stage, ...] = (
+    regions.Stage(matching.CASCADE[0], (0.1, 0.1, 0.2, 0.2), 1.0),
+    regions.Stage(matching.CASCADE[1], (0.05, 0.05, 0.1, 0.1), 0.5),
+    regions.Stage(matching.CASCADE[2], (0.033, 0.033, 0.067, 0.067), 0.25),
   )
   box_convs: int = 4
   box_dense: int = 1

@@ -1,5 +1,6 @@
 """Mask R-CNN and its cascade against mmdetection's, from given stages on."""
 
+import functools
 import types
 
 import jax
@@ -72,25 +73,22 @@ def _given(arrays):
 
 
 @pytest.fixture(scope='module')
-def trained(detector):
-  """Losses, gradients and samples of two cases, by one compilation.
+def train(detector):
+  """Function to gradients, losses and states of several cases.
 
-  '': proposals of the region proposal network; 'jittered/': given ones, and no
-  losses of that network.
+  '': proposals of the region proposal network. 'jittered/': given ones, and no
+  losses of that network. One compilation serves all.
   """
   propose = proposals.propose
+  given = proposals.Proposals(*_given(detector.arrays))
 
-  def total(params, given, is_given):
+  def total(params, truth, is_given):
     def propose_or_take(*args, **options):
-      found = propose(*args, **options)
-      padding = ((0, 0), (0, MOST - found.boxes.shape[1]))
-      found = proposals.Proposals(
-        jnp.pad(found.boxes, (*padding, (0, 0))), jnp.pad(found.valid, padding)
-      )
-      return jax.tree.map(
-        lambda x, y: jnp.where(is_given, x, y),
-        proposals.Proposals(*given),
-        found,
+      boxes, valid = propose(*args, **options)
+      rows = ((0, 0), (0, MOST - boxes.shape[1]))
+      return proposals.Proposals(
+        jnp.where(is_given, given.boxes, jnp.pad(boxes, (*rows, (0, 0)))),
+        jnp.where(is_given, given.valid, jnp.pad(valid, rows)),
       )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -99,29 +97,34 @@ def trained(detector):
         {**detector.variables, 'params': params},
         detectors.blank(),
         detector.sizes,
-        detector.truth,
+        truth,
         method='losses',
         mutable=['batch_stats', 'intermediates'],
         rngs={'sampling': jax.random.key(0)},
       )
-    wanted = {
+    losses = {
       name: jnp.where(is_given & ('rpn' in name), 0, loss)
       for name, loss in losses.items()
     }
-    total = detection.total(wanted)
-    return total, ({**wanted, 'total': total}, state)
+    total = detection.total(losses)
+    return total, ({**losses, 'total': total}, state)
 
   run = jax.jit(jax.grad(total, has_aux=True))
-  params, given = detector.variables['params'], _given(detector.arrays)
-  return {
-    case: run(params, given, jnp.array(bool(case)))
-    for case in ('', 'jittered/')
-  }
+
+  @functools.cache
+  def train(case, num_objects=None):
+    truth = detector.truth
+    if num_objects is not None:
+      valid = truth.valid & (np.arange(truth.valid.shape[1]) < num_objects)
+      truth = truth._replace(valid=valid)
+    return run(detector.variables['params'], truth, jnp.array(bool(case)))
+
+  return train
 
 
 @pytest.mark.parametrize('case', ['', 'jittered/'])
-def test_losses_and_gradients_equal_the_source(detector, trained, case):
-  gradients, (losses, _) = trained[case]
+def test_losses_and_gradients_equal_the_source(detector, train, case):
+  gradients, (losses, _) = train(case)
   names = [
     key.removeprefix(f'{case}losses/')
     for key in detector.arrays
@@ -136,8 +139,8 @@ def test_losses_and_gradients_equal_the_source(detector, trained, case):
 
 
 @pytest.mark.parametrize('case', ['', 'jittered/'])
-def test_sampled_regions_equal_the_source(detector, trained, case):
-  _, (_, state) = trained[case]
+def test_sampled_regions_equal_the_source(detector, train, case):
+  _, (_, state) = train(case)
   arrays = detector.arrays
   for stage in range(len(detector.model.stages)):
     [sampled] = state['intermediates'][f'stage{stage}']
@@ -181,9 +184,9 @@ def _mask_targets(sampled, truth):
   )
 
 
-def test_proposals_equal_the_source(detector, trained, found):
+def test_proposals_equal_the_source(detector, train, found):
   arrays = detector.arrays
-  _, (_, state) = trained['']
+  _, (_, state) = train('')
   [(boxes, valid)] = state['intermediates']['proposals']
   for got_boxes, got_valid, name in (
     (boxes, valid, 'rpn/proposals/{}'),
@@ -230,12 +233,97 @@ def test_detections_equal_the_source(detector, found):
       )
 
 
-def test_running_statistics_follow_the_regions(detector, trained):
+def test_running_statistics_follow_the_regions(detector, train):
   names = [name for name in detector.arrays if name.startswith('after_step/')]
   assert len(names) == (2 if detector.name == 'cascade_mask_rcnn' else 0)
-  _, (_, state) = trained['']
+  _, (_, state) = train('')
   for name in names:
     got = state['batch_stats']['box_heads_0']['norm0'][
       'mean' if name.endswith('mean') else 'var'
     ]
     official.assert_relative(got, detector.arrays[name])
+
+
+def test_without_objects_all_is_background_and_finite(detector, train):
+  gradients, (losses, state) = train('', num_objects=0)
+  for name, loss in losses.items():
+    assert np.isfinite(loss).all(), name
+    if name.endswith(('loss_rpn_bbox', 'loss_bbox', 'loss_mask')):
+      np.testing.assert_array_equal(loss, 0, name)
+    if name.endswith('loss_cls'):
+      assert loss > 0
+  for path, x in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(x).all(), path
+  [sampled] = state['intermediates']['stage0']
+  assert not sampled.positive.any()
+  assert sampled.valid.sum() == 3 * FIELDS['train_proposals']
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn'])
+def test_subsampled_losses_equal_the_source(name):
+  """Priorities of the source choose the same anchors and regions."""
+  arrays, spec = detectors.load(name)
+  model = _make(name, rpn_samples=64, region_samples=24)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), detectors.blank())
+  variables = detectors.variables(
+    name, arrays, detectors.state_dict(spec), shapes
+  )
+  truth = detectors.truth(arrays)
+  calls = _Calls(arrays, truth)
+
+  @jax.jit
+  def run(variables, priorities):
+    return model.apply(
+      variables,
+      detectors.blank(),
+      detectors.sizes(spec),
+      truth,
+      method='losses',
+      priorities=priorities,
+      mutable=['batch_stats', 'intermediates'],
+    )
+
+  losses, state = run(variables, calls.priorities(len(model.stages)))
+  for key, loss in losses.items():
+    official.assert_relative(loss, arrays[f'subsampled/losses/{key}'], name=key)
+  for stage in range(len(model.stages)):
+    [sampled] = state['intermediates'][f'stage{stage}']
+    rows = np.asarray(sampled.valid)
+    rois = arrays[f'subsampled/stage{stage}/rois']
+    np.testing.assert_array_equal(np.nonzero(rows)[0], rois[:, 0])
+    np.testing.assert_allclose(
+      np.asarray(sampled.boxes)[rows], rois[:, 1:], atol=1e-3
+    )
+
+
+class _Calls:
+  """The source's calls of its samplers: of all images by stage, RPN first."""
+
+  def __init__(self, arrays, truth):
+    self._arrays, self._truth = arrays, truth
+
+  def _of(self, stage, image, key):
+    call = 3 * (stage + 1) + image
+    return self._arrays[f'subsampled/sampler/call{call}/{key}']
+
+  def priorities(self, num_stages):
+    """What the model takes: padding has priorities, too, the smallest."""
+    inside = [self._arrays[f'rpn/inside/{i}'] for i in IMAGES]
+    found = {'rpn': np.full((3, len(inside[0])), -1.0, np.float32)}
+    for i in IMAGES:
+      found['rpn'][i, inside[i]] = self._of(-1, i, 'priority')
+    slots = np.ones((3, FIELDS['train_proposals']), bool)
+    for stage in range(num_stages):
+      there = np.concatenate([self._truth.valid, slots], axis=1)
+      found[f'stage{stage}'] = np.full(there.shape, -1.0, np.float32)
+      for i in IMAGES:
+        found[f'stage{stage}'][i, there[i]] = self._of(stage, i, 'priority')
+      # Objects themselves do not go on to the next stage.
+      slots = np.zeros((3, 24), bool)
+      for i in IMAGES:
+        positive = self._of(stage, i, 'pos_inds')
+        is_box = positive >= self._truth.valid[i].sum()
+        negative = self._of(stage, i, 'neg_inds')
+        slots[i, : len(positive)] = is_box
+        slots[i, len(positive) : len(positive) + len(negative)] = True
+    return found
