@@ -12,8 +12,16 @@ from tests.fixtures import detectors, official
 # use the running statistics.
 FIELDS = {
   'retinanet': {},
-  'mask_rcnn': {'rpn_samples': 100_000, 'region_samples': 800},
-  'cascade_mask_rcnn': {'rpn_samples': 100_000, 'region_samples': 800},
+  'mask_rcnn': {
+    'rpn_samples': 100_000,
+    'region_samples': 800,
+    'num_proposals': 480,
+  },
+  'cascade_mask_rcnn': {
+    'rpn_samples': 100_000,
+    'region_samples': 800,
+    'num_proposals': 480,
+  },
 }
 
 
