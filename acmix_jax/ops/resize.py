@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float, Float32, Float64, Int
 
-from acmix_jax.ops import cost_marks
+from acmix_jax.ops import cost_marks, xla_cpu
 
 
 def bilinear(
@@ -78,6 +78,31 @@ def linear_matrix(old: int, new: int) -> Float64[np.ndarray, 'new old']:
   return interpolation_matrix(old, new, lambda distance: 1 - distance, 1)
 
 
+def linear_rows(
+  pixels: Int[Array, '*b n'], old: int, new: Int[Array, '*#b 1']
+) -> Float32[Array, '*b n {old}']:
+  """Rows of `linear_matrix`, for lengths that only the device knows.
+
+  The coordinate of pixel p on the old line, (p + 0.5) * old / new - 0.5, is a
+  fraction of whole numbers here: no digit is lost on long lines.
+
+  Args:
+    pixels: Pixels of the resized line. Those beyond it are the line's
+      outermost pixels.
+    old: Pixels of the line.
+    new: Pixels of the resized line; old * new is below 2**29.
+  """
+  parts = 2 * new
+  coordinate = (2 * pixels + 1) * old - new  # in parts of a pixel
+  coordinate = jnp.clip(coordinate, 0, parts * (old - 1))
+  below = (coordinate // parts)[..., None]
+  weight = ((coordinate % parts) / parts)[..., None]
+  line = jnp.arange(old).reshape((1,) * pixels.ndim + (old,))
+  return jnp.where(line == below, 1 - weight, 0) + jnp.where(
+    line == below + 1, weight, 0
+  )
+
+
 def interpolation_matrix(
   old: int,
   new: int,
@@ -103,14 +128,9 @@ def interpolation_matrix(
 
 
 def _resample(x, rows, columns):
-  """The map with its rows and columns multiplied by the two matrices."""
+  """The map with its columns and rows multiplied by the matrices."""
   with jax.named_scope(cost_marks.RESIZE):
-    for matrix, equation in (
-      (rows, 'oh,bhwc->bowc'),
-      (columns, 'ow,bhwc->bhoc'),
-    ):
+    for axis, matrix in ((2, columns), (1, rows)):
       if not np.array_equal(matrix, np.eye(*matrix.shape)):
-        matrix = jnp.asarray(matrix, x.dtype)
-        # 'highest': a TPU rounds the factors of a float32 product.
-        x = jnp.einsum(equation, matrix, x, precision='highest')
+        x = xla_cpu.multiply_axis(jnp.asarray(matrix, x.dtype), x, axis)
   return x

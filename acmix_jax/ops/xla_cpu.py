@@ -6,6 +6,7 @@ with jax 0.10.2 on two cores.
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -129,6 +130,31 @@ def add_to_each(
   ones = jnp.ones(len(x), x.dtype)
   # 'highest', as a sum would be: a TPU rounds the factors of a product.
   return x + jnp.einsum('b,...->b...', ones, y, precision='highest')
+
+
+def multiply_axis(
+  matrix: Float[Array, 'n m'], x: Float[Array, '...'], axis: int
+) -> Float[Array, '...']:
+  """Product of a matrix with each line of x along an axis, exactly.
+
+  On CPU it is a product of the matrix with each of many matrices, none of which
+  is transposed: XLA would compute the plain product with its axis first and
+  transpose the result. A map of 32x32x512 was doubled in a tenth of the time.
+  """
+  # A TPU rounds the factors of float32 products otherwise.
+  precision = 'highest'
+
+  def one_by_one(matrix, x):
+    lines = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
+    matrices = jnp.broadcast_to(matrix, (len(lines), *matrix.shape))
+    y = jnp.matmul(matrices, lines, precision=precision)
+    return y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+  def plain(matrix, x):
+    y = jnp.tensordot(matrix, x, (1, axis), precision=precision)
+    return jnp.moveaxis(y, 0, axis)
+
+  return lax.platform_dependent(matrix, x, cpu=one_by_one, default=plain)
 
 
 def zeros(x: Float[Array, '*shape']) -> Float32[Array, '*shape']:

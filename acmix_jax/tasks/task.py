@@ -9,9 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float32, PRNGKeyArray, Shaped
 
 from acmix_jax import lookup
-from acmix_jax.tasks import classification
+from acmix_jax.tasks import classification, segmentation
 
-_TASKS = {'classification': classification.Classification}
+_TASKS = {
+  'classification': classification.Classification,
+  'segmentation': segmentation.Segmentation,
+}
 
 
 class Batches(Protocol):
@@ -83,7 +86,9 @@ class Task(Protocol):
     """Shapes of the batches of all processes together, one dict a canvas.
 
     Batches differ in shape by canvas alone, e.g. landscape and portrait: the
-    update is compiled once for each. Needs no data.
+    update is compiled once for each. Those of 'train' need no data: a config
+    can be compiled where there is none. Those of 'eval' may depend on the sizes
+    of the images, which are read then.
 
     Args:
       split: 'train' or 'eval'.

@@ -19,7 +19,7 @@ _NAME = 'config.json'
 # else. Moving averages: whether there are any.
 _FIXED = re.compile(
   r'task|optim\.name|train\.ema_decay|model\.(?!(dtype|remat|drop_path|'
-  r'norm_groups|batch_norm|frozen_stages|\w+_implementation)$).*'
+  r'dropout|norm_groups|batch_norm|frozen_stages|\w+_implementation)$).*'
 )
 
 

@@ -103,7 +103,7 @@ def _compile(training, batch, topology, chip):
   config, mesh = training.config, training.mesh
   report = functools.partial(
     roofline.Report,
-    model=config.model.name,
+    model=_model_name(config.model),
     topology=topology,
     mesh=dict(mesh.shape),
     chip=chip,
@@ -144,6 +144,12 @@ def _compile(training, batch, topology, chip):
     compile_seconds=seconds,
     advice=[] if fits else advise(config, mesh),
   )
+
+
+def _model_name(model: ml_collections.ConfigDict) -> str:
+  """The model's name, with that of its backbone if it has one."""
+  parts = [model.name, *(model[key] for key in ('backbone',) if key in model)]
+  return ':'.join(parts)
 
 
 def advise(
