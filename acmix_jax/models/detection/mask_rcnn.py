@@ -147,6 +147,7 @@ class MaskRCNN(detector.Detector, kw_only=True):
     *,
     num_regions: int = 1000,
     num_masks: int = 100,
+    train: bool = False,
   ) -> dense.Outputs:
     """All that has parameters, once: what the model costs.
 
@@ -154,12 +155,13 @@ class MaskRCNN(detector.Detector, kw_only=True):
       images: Normalised images.
       num_regions: Regions in each box head.
       num_masks: Regions in each mask head.
+      train: Whether backbone and heads run as in training.
     """
-    maps = self._pyramid(images, train=False)
+    maps = self._pyramid(images, train)
     features = maps[0].shape[-1]
     x = jnp.zeros((num_regions, _BOX_SIDE, _BOX_SIDE, features), maps[0].dtype)
     for head in self.box_heads:
-      head(x)
+      head(x, train=train)
     x = jnp.zeros((num_masks, _MASK_SIDE, _MASK_SIDE, features), maps[0].dtype)
     for head in self.mask_heads:
       head(x)

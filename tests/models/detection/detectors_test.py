@@ -10,7 +10,7 @@ import acmix_jax
 from acmix_jax.models import detection
 from tests.fixtures import detectors
 
-# As mmdetection builds them, with 80 classes; those of ACmix and SAN are sums of
+# As mmdetection builds them, of 80 classes; those of ACmix and SAN are sums of
 # backbone, neck and heads.
 PARAMETERS = {
   ('retinanet', 'resnet50'): 37_968_692,
