@@ -51,20 +51,34 @@ def crowd(seed, number):
   )
 
 
+@functools.partial(jax.jit, static_argnames='most')
+def suppress(corners, scores, valid, most):
+  return nms.nms(corners, scores, valid, 0.5, most)
+
+
+@functools.partial(jax.jit, static_argnames='most')
+def suppress_in_groups(corners, scores, groups, valid, most):
+  return nms.batched_nms(corners, scores, groups, valid, 0.5, most)
+
+
 def test_groups_are_kept_apart_as_in_mmdetection():
   given = NMS['boxes'][None], NMS['scores'][None], NMS['ids'][None]
   valid = everything(given[1])
-  result = nms.batched_nms(*given, valid, threshold=0.5, most=300)
+  result = suppress_in_groups(*given, valid, most=300)
   np.testing.assert_array_equal(kept(result), NMS['keep'])
   assert result.index.shape == (1, 200)
-  result = nms.nms(given[0], given[1], valid, threshold=0.5, most=50)
+  result = suppress_in_groups(*given, ~valid, most=300)
+  assert not np.any(result.valid)
+
+
+def test_boxes_are_kept_as_in_mmdetection():
+  """Of four boxes, one overlaps by the threshold exactly."""
+  given = NMS['boxes'][None], NMS['scores'][None]
+  result = suppress(*given, everything(given[1]), most=50)
   np.testing.assert_array_equal(kept(result), NMS['keep_class_agnostic'][:50])
-
-
-def test_equal_to_the_threshold_is_kept():
-  given = NMS['edge_boxes'][None]
-  scores = jnp.linspace(1, 0.1, given.shape[1])[None]
-  result = nms.nms(given, scores, everything(scores), threshold=0.5, most=4)
+  corners = jnp.zeros((1, 200, 4)).at[0, :4].set(NMS['edge_boxes'])
+  scores = -jnp.arange(200.0)[None]
+  result = suppress(corners, scores, scores > -4, most=50)
   np.testing.assert_array_equal(kept(result), NMS['edge_keep'])
 
 
@@ -72,14 +86,8 @@ def test_classes_are_detected_as_in_mmdetection():
   case = fixtures.group('multiclass_nms')
   scores = case['scores'][:, :-1].ravel()[None]
   groups = jnp.tile(jnp.arange(4), 60)[None]
-  result = nms.batched_nms(
-    case['boxes'].reshape(1, -1, 4),
-    scores,
-    groups,
-    scores > 0.05,
-    threshold=0.5,
-    most=20,
-  )
+  corners = case['boxes'].reshape(1, -1, 4)
+  result = suppress_in_groups(corners, scores, groups, scores > 0.05, most=20)
   np.testing.assert_array_equal(kept(result), case['flat_inds'])
   np.testing.assert_array_equal(groups[0][kept(result)], case['labels'])
 
@@ -117,12 +125,7 @@ def test_region_proposals_are_those_of_mmdetection(image):
   np.testing.assert_allclose(scores, expected[:, 4], rtol=0, atol=1e-6)
 
 
-@functools.partial(jax.jit, static_argnames='most')
-def suppress(corners, scores, valid, most):
-  return nms.nms(corners, scores, valid, threshold=0.3, most=most)
-
-
-@pytest.mark.parametrize('most', [7, 256, 700])
+@pytest.mark.parametrize('most', [7, 700])
 def test_the_choice_is_the_greedy_one(most):
   """Images of one batch that end after different numbers of tiles."""
   corners, scores = zip(*(crowd(seed, 700) for seed in range(3)), strict=True)
@@ -134,43 +137,31 @@ def test_the_choice_is_the_greedy_one(most):
   result = suppress(corners, np.stack(scores), valid, most)
   for image in range(3):
     index = np.flatnonzero(valid[image])
-    expected = greedy(corners[image][index], scores[image][index], 0.3)
+    expected = greedy(corners[image][index], scores[image][index], 0.5)
     np.testing.assert_array_equal(kept(result, image), index[expected][:most])
 
 
 def test_a_chain_is_settled_within_a_tile():
   """Every second of boxes that each overlap the next one alone is kept."""
-  left = jnp.arange(200.0)[:, None] * 4
+  left = jnp.arange(200.0)[:, None] * 2
   corners = jnp.concatenate([left, 0 * left, left + 10, 0 * left + 5], axis=1)
-  scores = jnp.linspace(1, 0, 200)
-  result = suppress(corners[None], scores[None], everything(scores)[None], 200)
-  np.testing.assert_array_equal(kept(result), np.arange(0, 200, 2))
-
-
-def test_nothing_is_kept_of_nothing():
-  corners, scores = (x[None] for x in crowd(0, 40))
-  nothing = jnp.zeros(scores.shape, bool)
-  result = nms.batched_nms(
-    jnp.asarray(corners),
-    jnp.asarray(scores),
-    jnp.zeros(scores.shape, jnp.int32),
-    nothing,
-    threshold=0.5,
-    most=3,
-  )
-  assert not np.any(result.valid)
+  scores = -jnp.arange(200.0)[None]
+  given = corners[None], scores, everything(scores)
+  result = suppress(*given, most=50)
+  np.testing.assert_array_equal(kept(result), np.arange(0, 100, 2))
 
 
 def test_vmapped_images_and_batched_images_agree():
-  corners, scores = map(
-    jnp.stack, zip(crowd(0, 300), crowd(1, 300), strict=True)
-  )
-  valid = everything(scores)
+  """Those of a tile and less, and of different lengths."""
+  corners, scores = zip(crowd(0, 200), crowd(1, 200), strict=True)
+  valid = jnp.arange(200)[None] < jnp.asarray([[200], [90]])
 
   def one(corners, scores, valid):
-    return suppress(corners[None], scores[None], valid[None], 100)
+    return suppress(corners[None], scores[None], valid[None], most=50)
 
-  batched = suppress(corners, scores, valid, 100)
-  vmapped = jax.vmap(one)(corners, scores, valid)
-  np.testing.assert_array_equal(vmapped.index[:, 0], batched.index)
-  np.testing.assert_array_equal(vmapped.valid[:, 0], batched.valid)
+  images = jnp.stack(corners), jnp.stack(scores), valid
+  vmapped = jax.vmap(one)(*images)
+  for image in range(2):
+    alone = one(*(x[image] for x in images))
+    np.testing.assert_array_equal(vmapped.index[image], alone.index)
+    np.testing.assert_array_equal(vmapped.valid[image], alone.valid)

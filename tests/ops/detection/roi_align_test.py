@@ -32,14 +32,19 @@ def channels_last(x):
 
 
 @functools.partial(jax.jit, static_argnames=('strides', 'size', 'finest_side'))
-def align(features, boxes, to_out, strides, size, finest_side=56.0):
-  """Means and the gradient of the maps."""
+def align(features, boxes, strides, size, finest_side=56.0):
+  return roi_align.roi_align(features, boxes, strides, size, finest_side)
 
-  def means(features):
-    return roi_align.roi_align(features, boxes, strides, size, finest_side)
 
-  out, pullback = jax.vjp(means, features)
-  return out, pullback(jnp.ones_like(out) if to_out is None else to_out)[0]
+@functools.partial(jax.jit, static_argnames=('strides', 'size'))
+def align_and_pull(features, boxes, to_out, strides, size):
+  """Means, and the gradients of maps and boxes."""
+
+  def means(features, boxes):
+    return align(features, boxes, strides, size, 8.0)
+
+  out, pullback = jax.vjp(means, features, boxes)
+  return out, *pullback(to_out.astype(out.dtype))
 
 
 @pytest.mark.parametrize('size', [7, 14])
@@ -50,11 +55,14 @@ def test_means_and_gradient_are_those_of_mmdetection(size):
     UNIT['rois'], 2, channels_last(case['cotangent'])
   )
   features = [channels_last(UNIT['feature'])]
-  out, [gradient] = align(features, boxes, to_out, (4,), size)
+  out, [gradient], to_boxes = align_and_pull(
+    features, boxes, to_out, (4,), size
+  )
   expected = channels_last(case['output'])
   np.testing.assert_allclose(out[where], expected, rtol=0, atol=1e-5)
   expected = channels_last(case['grad_feature'])
   np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5)
+  assert not np.any(to_boxes)
 
 
 def test_levels_are_those_of_mmdetection():
@@ -71,7 +79,7 @@ def test_boxes_of_a_pyramid_are_those_of_mmdetection():
   assert len(set(levels.tolist())) == 3
   pyramid = [channels_last(arrays[f'pyramid/{i}']) for i in range(4)]
   where, boxes = by_image(stage['rois'], 2)
-  out, _ = align(pyramid, boxes, None, (4, 8, 16, 32), 7, 14.0)
+  out = align(pyramid, boxes, (4, 8, 16, 32), 7, 14.0)
   first = channels_last(stage['bbox_feats_first8'])
   np.testing.assert_allclose(out[where][:8], first, rtol=0, atol=1e-5)
   means = out[where].mean((1, 2))
@@ -109,9 +117,10 @@ def test_boxes_of_any_number_of_samples_are_exact():
   rng = np.random.default_rng(0)
   x = rng.standard_normal((1, 90, 75, 3)).astype(np.float32)
   boxes = np.array([BOXES], np.float32)
-  out, [gradient] = align([x], boxes, None, (4,), 7)
   expected = np.stack([sampled(x[0], box, 4, 7) for box in BOXES])
-  # 13 rows of samples a bin, of which mmdetection takes all.
+  out, [gradient], _ = align_and_pull(
+    [x], boxes, np.ones((1, 7, 7, 7, 3)), (4,), 7
+  )
   np.testing.assert_allclose(out[0], expected, rtol=0, atol=2e-5)
   assert not np.any(out[0, 4]) and not np.any(out[0, 6])
   # The gradient is the transpose: <1, A x> = <A^T 1, x>.
@@ -134,33 +143,23 @@ def test_weights_of_whole_lines_add_up_to_one():
 def test_half_precision_is_summed_in_float32():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((1, 20, 20, 4)), jnp.bfloat16)
-  boxes = jnp.asarray([[[2.0, 3, 70, 60]]])
-  out, [gradient] = align([x], boxes, None, (4,), 7)
-  exact, [exact_gradient] = align([x.astype('f')], boxes, None, (4,), 7)
+  box = (2, 3, 70, 60)
+  boxes = jnp.asarray([[box]], jnp.float32)
+  to_out = jnp.ones((1, 1, 7, 7, 4))
+  out, [gradient], _ = align_and_pull([x], boxes, to_out, (4,), 7)
   assert out.dtype == gradient.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
-  np.testing.assert_array_equal(gradient, exact_gradient.astype(jnp.bfloat16))
-
-
-def test_boxes_get_no_gradient():
-  x = jnp.arange(48.0).reshape(1, 4, 4, 3)
-  boxes = jnp.asarray([[[1.0, 2, 12, 13]]])
-  gradient = jax.grad(
-    lambda boxes: roi_align.roi_align([x], boxes, [4], 2).sum()
-  )(boxes)
-  assert not np.any(gradient)
+  expected = sampled(np.asarray(x[0], np.float64), box, 4, 7)
+  # One rounding of the result: half of the last of 8 bits.
+  np.testing.assert_allclose(out[0, 0].astype('f'), expected, 2**-8, 1e-6)
 
 
 def test_devices_share_the_images():
   rng = np.random.default_rng(0)
-  features = [
-    jnp.asarray(rng.standard_normal((4, side, side, 2)), jnp.float32)
-    for side in (16, 8)
-  ]
-  corners = rng.uniform(0, 40, (4, 5, 2))
-  boxes = np.concatenate([corners, corners + rng.uniform(4, 24, (4, 5, 2))], -1)
-  boxes = jnp.asarray(boxes, jnp.float32)
-  exact = align(features, boxes, None, (4, 8), 2, 8.0)
+  x = jnp.asarray(rng.standard_normal((4, 8, 8, 2)), jnp.float32)
+  corners = rng.uniform(0, 20, (4, 3, 2))
+  boxes = np.concatenate([corners, corners + rng.uniform(4, 12, (4, 3, 2))], -1)
+  arrays = [x], jnp.asarray(boxes, jnp.float32), jnp.ones((4, 3, 2, 2, 2))
+  exact = align_and_pull(*arrays, (4,), 2)
   mesh = jax.make_mesh(
     (4,),
     ('data',),
@@ -169,9 +168,9 @@ def test_devices_share_the_images():
   )
   split = sharding.NamedSharding(mesh, sharding.PartitionSpec('data'))
   with jax.set_mesh(mesh):
-    given = jax.device_put((features, boxes), split)
-    compiled = align.lower(*given, None, (4, 8), 2, 8.0).compile()
-    result = compiled(*given, None)
+    arrays = jax.device_put(arrays, split)
+    compiled = align_and_pull.lower(*arrays, (4,), 2).compile()
+    result = compiled(*arrays)
   assert 'all-gather' not in compiled.as_text()
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, atol=1e-6), result, exact
