@@ -126,6 +126,36 @@ class Moments(NamedTuple):
   count: int | Int[Array, '']
 
 
+class LayerNorm(nn.Module):
+  """`nn.LayerNorm` that says in which dtype it computes.
+
+  flax leaves the meeting of a bfloat16 input and its float32 mean to the
+  promotion of dtypes, which jax_numpy_dtype_promotion='strict' forbids. The
+  numbers are the same.
+
+  Attributes:
+    epsilon: Summand of the variance.
+    dtype: Output dtype; None: that of the input and parameters.
+    param_dtype: Dtype of scale and bias.
+  """
+
+  epsilon: float = 1e-6
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    """Normalises over the last axis."""
+    dtype = self.dtype
+    if dtype is not None and jnp.dtype(dtype).itemsize < 4:
+      dtype = jnp.float32
+    norm = nn.LayerNorm(self.epsilon, dtype=dtype, param_dtype=self.param_dtype)
+    nn.share_scope(self, norm)
+    if dtype is None:
+      return norm(x)
+    return norm(x.astype(dtype)).astype(self.dtype)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation with statistics over all of the batch, or groups of it.
 
@@ -161,8 +191,11 @@ class BatchNorm(nn.Module):
     factor, offset = self.affine(x.shape[-1], moments)
     groups = factor.shape[0]
     per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
-    grouped = x.reshape(groups, -1, *x.shape[1:])
-    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
+    dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    factor, offset = (
+      a.reshape(per_group).astype(dtype) for a in (factor, offset)
+    )
+    y = x.reshape(groups, -1, *x.shape[1:]).astype(dtype) * factor + offset
     return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
   def uses_batch(self, train: bool) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import cost_marks, sharding, windows
+from acmix_jax.ops import cost_marks, derivatives, sharding, windows
 
 
 def window_moments(
@@ -74,7 +74,7 @@ def window_dense(
   def term(x, tap, shared):
     del shared
     factor, offset, kernel = tap
-    y = x.reshape(groups, -1, c) * factor + offset
+    y = x.astype(factor.dtype).reshape(groups, -1, c) * factor + offset
     y = jax.nn.relu(y).astype(x.dtype).reshape(x.shape)
     return jnp.matmul(
       y, kernel.astype(x.dtype), preferred_element_type=jnp.float32
@@ -124,7 +124,7 @@ def patchwise_aggregation(
     weights = (weights + bias)[:, :, :, None]
     # The sum over the taps completes these products.
     with jax.named_scope(cost_marks.MULTIPLY_ADD):
-      return v.reshape(shape) * weights
+      return v.reshape(shape).astype(weights.dtype) * weights
 
   bias = bias.astype(jnp.float32).reshape(taps, 1, 1, 1, planes)
   arrays = sharding.vary_alike(v, (kernel, bias), hidden)
@@ -132,7 +132,6 @@ def patchwise_aggregation(
   return out.reshape(v.shape).astype(v.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _window_sum(
   term: Callable[[jax.Array, Any, Any], jax.Array],
   kernel_size: int,
@@ -141,6 +140,9 @@ def _window_sum(
   shared: Any,
 ) -> jax.Array:
   """Sums term(x shifted to tap t, taps[t], shared) over the taps.
+
+  Its first gradient is a loop like this one, other derivatives are jax's of the
+  loop.
 
   Args:
     term: Differentiable function to a float32 array.
@@ -152,10 +154,11 @@ def _window_sum(
   Returns:
     The sum, accumulated in float32.
   """
-  return _fwd(term, kernel_size, x, taps, shared)[0]
+  return _differentiable_sum((term, kernel_size), x, taps, shared)
 
 
-def _fwd(term, kernel_size, x, taps, shared):
+def _sum(static, x, taps, shared):
+  term, kernel_size = static
   padded = windows.reflect(x, windows.reach(kernel_size))
 
   def add(total, step):
@@ -167,11 +170,12 @@ def _fwd(term, kernel_size, x, taps, shared):
   out = jax.eval_shape(term, x, first, shared)
   _, total = sharding.vary_alike(x, jnp.zeros(out.shape, jnp.float32))
   total, _ = lax.scan(add, total, (_starts(kernel_size), taps))
-  return total, (x, taps, shared)
+  return total
 
 
-def _bwd(term, kernel_size, residuals, dout):
-  x, taps, shared = residuals
+def _backward(static, inputs, _, dout):
+  term, kernel_size = static
+  x, taps, shared = inputs
   pad = windows.reach(kernel_size)
   padded = windows.reflect(x, pad)
 
@@ -184,8 +188,13 @@ def _bwd(term, kernel_size, residuals, dout):
     # Adding in place is what makes this faster than the derivative of a slice,
     # which pads every shifted gradient to the whole map.
     here = lax.dynamic_slice(dpadded, start, x.shape)
-    dpadded = lax.dynamic_update_slice(dpadded, here + dshifted, start)
-    return (dpadded, jax.tree.map(jnp.add, dshared, dterm_shared)), dtap
+    dpadded = lax.dynamic_update_slice(
+      dpadded, here + dshifted.astype(here.dtype), start
+    )
+    dshared = jax.tree.map(
+      lambda total, x: total + x.astype(total.dtype), dshared, dterm_shared
+    )
+    return (dpadded, dshared), dtap
 
   totals = jax.tree.map(
     lambda a: jnp.zeros(a.shape, jnp.float32), (padded, shared)
@@ -205,7 +214,9 @@ def _bwd(term, kernel_size, residuals, dout):
   return dx, dtaps, dshared
 
 
-_window_sum.defvjp(_fwd, _bwd)
+_differentiable_sum = derivatives.define(
+  lambda static, *inputs: (_sum(static, *inputs), ()), _backward, _sum
+)
 
 
 def _starts(kernel_size: int) -> tuple:

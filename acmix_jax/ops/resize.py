@@ -17,7 +17,7 @@ from acmix_jax.ops import cost_marks, xla_cpu
 
 
 def bilinear(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
+  x: Float[Array | np.ndarray, 'b h w c'], size: tuple[int, int]
 ) -> Float[Array, 'b ho wo c']:
   """Bilinear interpolation between the centres of pixels.
 
@@ -32,7 +32,7 @@ def bilinear(
 
 
 def nearest(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
+  x: Float[Array | np.ndarray, 'b h w c'], size: tuple[int, int]
 ) -> Float[Array, 'b ho wo c']:
   """Pixel floor(i * h / ho) of each line, in integers: PyTorch's 'nearest'.
 
@@ -51,7 +51,7 @@ def nearest(
 
 
 def adaptive_average_pool(
-  x: Float[Array, 'b h w c'], bins: int
+  x: Float[Array | np.ndarray, 'b h w c'], bins: int
 ) -> Float[Array, 'b {bins} {bins} c']:
   """Means over a grid of bins: PyTorch's `adaptive_avg_pool2d`.
 
@@ -129,6 +129,7 @@ def interpolation_matrix(
 
 def _resample(x, rows, columns):
   """The map with its columns and rows multiplied by the matrices."""
+  x = jnp.asarray(x)
   with jax.named_scope(cost_marks.RESIZE):
     for axis, matrix in ((2, columns), (1, rows)):
       if not np.array_equal(matrix, np.eye(*matrix.shape)):

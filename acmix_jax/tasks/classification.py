@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import metrics
-from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped, UInt8
 
 from acmix_jax.data.transforms import classification as transforms
 from acmix_jax.tasks import batch_augment, source_task
@@ -191,6 +191,11 @@ class Classification(source_task.SourceTask):
     }
     return loss, (dict(model_state), results)
 
+  def _logits(self, params, model_state, images):
+    return self.model.apply(
+      {'params': params, **model_state}, self._normalize(images), train=False
+    )
+
   def predict(
     self,
     params: Any,
@@ -198,11 +203,7 @@ class Classification(source_task.SourceTask):
     batch: dict[str, Shaped[Array, 'b ...']],
   ) -> dict[str, Shaped[Array, ' b']]:
     """'loss' (not smoothed), 'top1', 'top5' and 'mask' of each example."""
-    logits = self.model.apply(
-      {'params': params, **model_state},
-      self._normalize(batch['image']),
-      train=False,
-    )
+    logits = self._logits(params, model_state, batch['image'])
     labels = batch['label']
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
     return {
@@ -215,3 +216,20 @@ class Classification(source_task.SourceTask):
   def evaluator(self):
     """See `tasks.Task`."""
     return Evaluator()
+
+  def inference_batch(
+    self, image: UInt8[np.ndarray, 'h w 3']
+  ) -> dict[str, np.ndarray]:
+    """See `tasks.Task`: the square that evaluation cuts out."""
+    example = self._eval_transform({'image': image}, np.random.default_rng(0))
+    return {'image': example['image'][None]}
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Float32[Array, 'b k']]:
+    """See `tasks.Task`: 'probabilities'."""
+    logits = self._logits(params, model_state, batch['image'])
+    return {'probabilities': jax.nn.softmax(logits)}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Float32, Int32, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float32, Int32, PRNGKeyArray, Shaped, UInt8
 
 from acmix_jax import lookup
 from acmix_jax.data import label_audit, label_maps, sources
@@ -257,6 +257,27 @@ class Segmentation(source_task.SourceTask):
   def evaluator(self):
     """See `tasks.Task`."""
     return Evaluator(self._eval_source.class_names)
+
+  def inference_batch(
+    self, image: UInt8[np.ndarray, 'h w 3']
+  ) -> dict[str, np.ndarray]:
+    """See `tasks.Task`: the image on a canvas of its own."""
+    size = image.shape[:2]
+    _, canvases = transforms.eval_canvases(self.config.data, np.array([size]))
+    unlabelled = np.full(size, _IGNORED, np.uint8)
+    example = transforms.eval_transform(self.config.data, canvases)(
+      {'image': image, 'label_map': unlabelled}, np.random.default_rng(0)
+    )
+    return {key: value[None] for key, value in example.items()}
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Int32[Array, 'b h w']]:
+    """See `tasks.Task`: 'label_map'."""
+    return {'label_map': self.class_maps(params, model_state, batch)}
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -137,6 +137,29 @@ class Task(Protocol):
   def evaluator(self) -> Evaluator:
     """A new, empty evaluator."""
 
+  def inference_batch(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of one image for `infer`, transformed as in evaluation.
+
+    Its shapes depend on the size of the image alone. Needs no data.
+
+    Args:
+      image: Any image, uint8 RGB [h, w, 3].
+    """
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Shaped[Array, 'b ...']]:
+    """What the model says of images without labels, in their own pixels.
+
+    Returns:
+      Either 'probabilities', [b, k]: of the classes of each image; or
+      'label_map', int [b, h, w]: the class of each pixel of the images that
+      `inference_batch` was given.
+    """
+
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
   """Task named by `config.task`.

@@ -18,6 +18,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # 27 n + 81 c + 2 parameters of the convolution path of each block).
 PARAMETERS = {
   'digits_acmix': 390_300,
+  'scenes_semantic_fpn': 578_381,
   'resnet26': 13_696_552,
   'resnet38': 19_626_792,
   'resnet50': 25_557_032,

@@ -19,7 +19,7 @@ def _maps(arrays, name):
   return jnp.asarray(arrays[f'train/{name}'].transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize('bands', [1, 2, 7])
+@pytest.mark.parametrize('bands', [1, 7])
 @pytest.mark.parametrize('name', ['fpn_odd', 'uper_odd'])
 def test_losses_and_accuracies_of_the_source(name, bands, monkeypatch):
   arrays = np.load(HEADS / f'{name}.npz')
@@ -33,7 +33,7 @@ def test_losses_and_accuracies_of_the_source(name, bands, monkeypatch):
   ):
     if f'train/{logits}' not in arrays:
       continue
-    sums = pixel_loss.pixel_sums(_maps(arrays, logits), labels)
+    sums = jax.jit(pixel_loss.pixel_sums)(_maps(arrays, logits), labels)
     assert sums.labelled == np.sum(arrays['label'] != 255) < labels.size
     for reduction, pixels in (('all', labels.size), ('valid', sums.labelled)):
       np.testing.assert_allclose(
@@ -48,13 +48,12 @@ def test_losses_and_accuracies_of_the_source(name, bands, monkeypatch):
       )
 
 
-@pytest.mark.parametrize('bands', [1, 3])
-def test_gradient_is_that_of_whole_arrays(bands, monkeypatch):
+def test_gradient_is_that_of_whole_arrays(monkeypatch):
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(2, 7, 5, 4)), jnp.float32)
   labels = rng.integers(0, 4, (2, 23, 20)).astype(np.uint8)
   labels[:, 3:6] = labels[1, :, 9:] = 255
-  monkeypatch.setattr(pixel_loss, '_BAND_SIZE', 23 * 20 * 4 / (bands - 0.5))
+  monkeypatch.setattr(pixel_loss, '_BAND_SIZE', 23 * 20 * 4 / 2.5)
 
   def whole(logits):
     logits = jax.image.resize(
@@ -66,10 +65,11 @@ def test_gradient_is_that_of_whole_arrays(bands, monkeypatch):
     )
     return jnp.where(known, losses, 0).sum()
 
-  expected, gradient = jax.value_and_grad(whole)(logits)
-  ours, our_gradient = jax.value_and_grad(
-    lambda logits: pixel_loss.pixel_sums(logits, jnp.asarray(labels)).loss
-  )(logits)
+  def in_bands(logits):
+    return pixel_loss.pixel_sums(logits, jnp.asarray(labels)).loss
+
+  expected, gradient = jax.jit(jax.value_and_grad(whole))(logits)
+  ours, our_gradient = jax.jit(jax.value_and_grad(in_bands))(logits)
   np.testing.assert_allclose(ours, expected, rtol=1e-6)
   np.testing.assert_allclose(our_gradient, gradient, atol=1e-5)
 
@@ -77,8 +77,10 @@ def test_gradient_is_that_of_whole_arrays(bands, monkeypatch):
 def test_nothing_labelled_gives_no_loss_and_no_gradient():
   logits = jnp.ones((1, 2, 2, 3))
   labels = jnp.full((1, 8, 8), 255, jnp.uint8)
-  sums, gradient = jax.value_and_grad(
-    lambda logits: pixel_loss.pixel_sums(logits, labels).loss
+  sums, gradient = jax.jit(
+    jax.value_and_grad(
+      lambda logits: pixel_loss.pixel_sums(logits, labels).loss
+    )
   )(logits)
   assert sums == 0
   np.testing.assert_array_equal(gradient, 0)

@@ -207,9 +207,9 @@ def test_a_segmenter_is_listed_by_part(capsys):
   _, _, whole, *parts, last = capsys.readouterr().out.splitlines()
   assert whole.split()[:3] == [name, '59,941,862', '236,864,792,448']
   assert [row.split() for row in parts] == [
-    ['auxiliary', '923,798', '945,291,264'],
     ['backbone', '27,520,698', '25,502,541,696'],
     ['head', '31,497,366', '211,362,250,752'],
+    ['auxiliary', '923,798', '945,291,264'],
   ]
   assert last.split()[0] == 'resnet26'
 

@@ -123,6 +123,7 @@ def count(
   init = functools.partial(model.init, method=_method(model), train=False)
   variables = jax.eval_shape(init, jax.random.key(0), images)
 
+  params = variables['params']
   products = _trace(model, variables, images)
   table1 = None
   is_classifier = isinstance(model, classifier.Classifier)
@@ -136,11 +137,12 @@ def count(
     model=name,
     image_size=size,
     parts={
-      name: Part(
-        sum(leaf.size for leaf in jax.tree.leaves(params)),
-        sum(x.macs for x in products if f'{_PART}{name}' in x.scopes),
+      field.name: Part(
+        sum(leaf.size for leaf in jax.tree.leaves(params[field.name])),
+        sum(x.macs for x in products if f'{_PART}{field.name}' in x.scopes),
       )
-      for name, params in variables['params'].items()
+      for field in dataclasses.fields(model)
+      if field.name in params
     },
     operators=_by_operator(products),
     table1=table1,

@@ -1,9 +1,10 @@
-"""Names of the official Swin and Swin-ACmix, and of other libraries.
+"""Names of the official Swin and Swin-ACmix, and of other libraries' Swins.
 
 Sources: microsoft/Swin-Transformer models/swin_transformer.py; LeapLabTHU/ACmix
 Swin-Transformer/models/swin_transformer_acmix.py. The Swins of timm and
-torchvision hold the same arrays under other names, those of mmdetection and
-mmsegmentation with the pixels that are merged in another order, too.
+torchvision hold the same arrays under other names; those of mmsegmentation and
+mmdetection, since they have a Swin of their own, do but for the order of the
+four pixels that are merged.
 """
 
 import re
@@ -36,7 +37,6 @@ _TORCHVISION = [
   (r'\.mlp\.0\.', '.mlp.fc1.'),
   (r'\.mlp\.3\.', '.mlp.fc2.'),
 ]
-
 _OPENMMLAB = [
   (r'^backbone\.patch_embed\.projection\.', 'backbone.patch_embed.proj.'),
   (r'^backbone\.stages\.', 'backbone.layers.'),
@@ -48,31 +48,29 @@ _OPENMMLAB = [
 
 def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
   """Renames the entries of another library's Swin, if it is one."""
-  rules, of_merging = [], None
+  rules = []
   if 'head.fc.weight' in state_dict:
     rules = _TIMM
   elif 'features.0.0.weight' in state_dict:
     rules = _TORCHVISION
   elif 'backbone.patch_embed.projection.weight' in state_dict:
-    rules, of_merging = _OPENMMLAB, r'backbone\.layers\.\d\.downsample\..*'
+    rules = _OPENMMLAB
+    state_dict = {
+      name: _official_order(x) if '.downsample.' in name else x
+      for name, x in state_dict.items()
+    }
   renamed = {}
   for name, value in state_dict.items():
     for pattern, official in rules:
       name = re.sub(pattern, official, name)
-    if of_merging and re.fullmatch(of_merging, name):
-      value = _by_pixel(value)
     renamed[name] = value
   return renamed
 
 
-def _by_pixel(x: np.ndarray) -> np.ndarray:
-  """Inputs of a merging in the official order, along the last axis.
-
-  Channel by channel, of each the pixels by rows -> pixel by pixel by columns.
-  """
-  by_channel = x.reshape(*x.shape[:-1], -1, 2, 2)
-  axes = (*range(x.ndim - 1), -1, -2, -3)
-  return by_channel.transpose(axes).reshape(x.shape)
+def _official_order(x: np.ndarray) -> np.ndarray:
+  """[..., c * 4], pixels in rows -> [..., 4 * c], down, then right."""
+  pixels = x.reshape(*x.shape[:-1], -1, 4)[..., (0, 2, 1, 3)]
+  return pixels.swapaxes(-1, -2).reshape(x.shape)
 
 
 def _merging(stage: int) -> str:

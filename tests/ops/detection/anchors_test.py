@@ -12,7 +12,7 @@ NAMES = {anchors.RETINANET: 'retinanet/', anchors.RPN: 'mask_rcnn/rpn/'}
 
 @pytest.mark.parametrize('shapes', NAMES, ids=NAMES.values())
 def test_anchors_are_those_of_mmdetection(shapes):
-  maps = anchors.on_maps(shapes, fixtures.MAP_SIZES[shapes])
+  maps = fixtures.anchors_by_level(shapes)
   assert len(maps) == 5
   for level, boxes in enumerate(maps):
     expected = fixtures.DETECTORS[f'{NAMES[shapes]}anchors/{level}']

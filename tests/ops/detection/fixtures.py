@@ -1,7 +1,9 @@
 """What mmdetection 2.28.2 computes: single steps and parts of detectors."""
 
+import functools
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,9 +43,15 @@ def bits(packed, width):
   return np.unpackbits(packed, axis=-1)[..., :width].astype(bool)
 
 
+@functools.cache
+def anchors_by_level(shapes):
+  """Anchors of a batch of 96 x 128 pixels."""
+  return jax.jit(lambda: anchors.on_maps(shapes, MAP_SIZES[shapes]))()
+
+
 def all_anchors(shapes):
-  """Anchors of all levels of a batch of 96 x 128 pixels, [1, n, 4]."""
-  return jnp.concatenate(anchors.on_maps(shapes, MAP_SIZES[shapes]))[None]
+  """Anchors of all levels, [1, n, 4]."""
+  return jnp.concatenate(anchors_by_level(shapes))[None]
 
 
 def padded_rows(rows, number):

@@ -56,24 +56,25 @@ def test_targets_are_those_of_mmdetection():
 def test_targets_of_a_detector_are_those_of_mmdetection():
   arrays = fixtures.group('mask_rcnn', fixtures.DETECTORS)
   expected = fixtures.bits(arrays['stage0/mask_targets'], 28)
-  index = [
-    arrays[f'stage0/sampling/{image}/pos_assigned_gt_inds']
-    for image in range(2)
-  ]
-  rois, done = arrays['stage0/rois'], 0
+  # Both images in bitmaps of 96 x 128, with the padding of each.
+  bitmaps = np.zeros((2, 6, 96, 128), bool)
+  regions = np.tile(np.float32([0, 0, 128, 96]), (2, 6, 1))
+  boxes, index = np.zeros((2, 9, 4), np.float32), np.zeros((2, 9), np.int32)
+  wanted, there = np.zeros((2, 9, 28, 28), bool), np.zeros((2, 9), bool)
   for image, (h, w) in enumerate(fixtures.PADDED_SIZES[:2]):
-    count = len(index[image])
-    bitmaps = fixtures.bits(arrays[f'gt/{image}/masks'], w)
-    regions = np.tile(np.float32([0, 0, w, h]), (len(bitmaps), 1))
-    positives = rois[rois[:, 0] == image, 1:][:count]
-    actual = jax.jit(masks.mask_targets)(
-      *(x[None] for x in (bitmaps, regions, positives, index[image])),
-      fixtures.PADDED_SIZES[image : image + 1],
-    )
-    wanted = expected[done : done + count]
-    assert np.count_nonzero(actual[0] != wanted) <= 2
-    done += count
-  assert done == len(expected)
+    masks_of_image = fixtures.bits(arrays[f'gt/{image}/masks'], w)
+    bitmaps[image, : len(masks_of_image), :h, :w] = masks_of_image
+    positives = arrays[f'stage0/sampling/{image}/pos_assigned_gt_inds']
+    count, rois = len(positives), arrays['stage0/rois']
+    index[image, :count] = positives
+    boxes[image, :count] = rois[rois[:, 0] == image, 1:][:count]
+    wanted[image, :count], expected = expected[:count], expected[count:]
+    there[image, :count] = True
+  assert len(expected) == 0 and there.sum() == 10
+  actual = jax.jit(masks.mask_targets)(
+    bitmaps, regions, boxes, index, fixtures.PADDED_SIZES[:2]
+  )
+  assert np.count_nonzero(actual != wanted) <= 3
 
 
 def cut(bitmap):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import sharding
 
 from acmix_jax.ops import anchors, boxes, nms
 from tests.ops.detection import fixtures
@@ -165,3 +166,25 @@ def test_vmapped_images_and_batched_images_agree():
     alone = one(*(x[image] for x in images))
     np.testing.assert_array_equal(vmapped.index[image], alone.index)
     np.testing.assert_array_equal(vmapped.valid[image], alone.valid)
+
+
+def test_devices_share_the_images():
+  corners, scores = zip(*(crowd(seed, 200) for seed in range(2)), strict=True)
+  images = jnp.stack(corners), jnp.stack(scores), jnp.ones((2, 200), bool)
+  exact = [suppress(*(x[i : i + 1] for x in images), most=50) for i in (0, 1)]
+  mesh = jax.make_mesh(
+    (2,),
+    ('data',),
+    axis_types=(sharding.AxisType.Auto,),
+    devices=jax.devices()[:2],
+  )
+  split = sharding.NamedSharding(mesh, sharding.PartitionSpec('data'))
+  with jax.set_mesh(mesh):
+    images = jax.device_put(images, split)
+    compiled = suppress.lower(*images, most=50).compile()
+    result = compiled(*images)
+  # No device waits for the images of another.
+  text = compiled.as_text()
+  assert 'all-gather' not in text and 'all-reduce' not in text
+  expected = jax.tree.map(lambda *x: jnp.concatenate(x), *exact)
+  jax.tree.map(np.testing.assert_array_equal, result, expected)
