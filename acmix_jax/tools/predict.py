@@ -15,10 +15,11 @@ WORKDIR is the folder of a training, one of its checkpoints
 main.py --mode=eval: those of the best checkpoint, moving averages where there
 are any and config.load_average is set. Classes have the names that were kept
 with the weights. Without CONFIG, FILE.py or FILE.py:ARGUMENT, the config that
-the training recorded is used.
+the training recorded is used; with it, fields can be set.
 
-Images of any size and format are prepared as evaluation prepares them. The
-model is compiled once for each size that it sees: for a classifier once in all.
+Images of any size and format are prepared as evaluation prepares them. A
+segmenter is compiled once for each size of the images, a classifier, which sees
+squares of one size, once in all.
 
 Exit status: 1 if images could not be read, which are named; 2 if nothing could
 be done.
