@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from acmix_jax.nn import checks
 from acmix_jax.ops import xla_cpu
@@ -80,8 +80,9 @@ class Conv(nn.Module):
     features: Output channels.
     kernel_size: Odd side of the kernel.
     strides: Pixels between outputs.
-    use_bias: Whether there is a bias, which starts at 0.
+    use_bias: Whether there is a bias.
     kernel_init: Start value of the kernel. Default: PyTorch's.
+    bias_init: Start value of the bias. Default: 0.
     dtype: Computation dtype; None: that of the input and parameters.
     param_dtype: Parameter dtype.
   """
@@ -91,6 +92,7 @@ class Conv(nn.Module):
   strides: int = 1
   use_bias: bool = False
   kernel_init: initializers.Initializer = TORCH_KERNEL
+  bias_init: initializers.Initializer = initializers.zeros
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
 
@@ -102,7 +104,7 @@ class Conv(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param(
-        'bias', initializers.zeros, (self.features,), self.param_dtype
+        'bias', self.bias_init, (self.features,), self.param_dtype
       )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     y = xla_cpu.convolution(x, kernel, self.strides)
@@ -115,12 +117,13 @@ class Moments(NamedTuple):
   Attributes:
     mean: Means of x.
     square: Means of the square of x.
-    count: Values of a channel that each is the mean of.
+    count: Values of a channel that each is the mean of; an array where that
+      depends on the data.
   """
 
   mean: Float32[Array, 'g c']
   square: Float32[Array, 'g c']
-  count: int
+  count: int | Int[Array, '']
 
 
 class LayerNorm(nn.Module):
@@ -229,7 +232,7 @@ class BatchNorm(nn.Module):
       group_mean, group_var = mean.value[None], var.value[None]
     else:
       group_mean, square, count = moments
-      if count < 2:
+      if isinstance(count, int) and count < 2:
         raise ValueError(
           'BatchNorm: one value a channel has no variance to train with; give '
           'each of the groups two images or more, or larger ones.'
@@ -237,7 +240,7 @@ class BatchNorm(nn.Module):
       group_var = jnp.maximum(square - jnp.square(group_mean), 0)
       if not self.is_initializing():
         keep = self.momentum
-        unbiased = group_var.mean(axis=0) * (count / (count - 1))
+        unbiased = group_var.mean(axis=0) * (count / jnp.maximum(count - 1, 1))
         mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
         var.value = keep * var.value + (1 - keep) * unbiased
     factor = jax.lax.rsqrt(group_var + self.epsilon)

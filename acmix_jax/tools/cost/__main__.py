@@ -3,6 +3,7 @@ r"""Counts the parameters and multiply-adds of models: the paper's Table 1.
     python -m acmix_jax.tools.cost resnet50_acmix swin_tiny [--json] \
         [--image_size=224 | HxW]
     python -m acmix_jax.tools.cost upernet:swin_tiny --image_size=512x2048
+    python -m acmix_jax.tools.cost mask_rcnn:swin_tiny --image_size=800x1280
 
 The model is traced on one image and the products of its own program are
 counted, exactly: a MAC is one multiply-add of a convolution, a matrix product
@@ -23,7 +24,8 @@ and of its reduction of keys and values the paper names no stage.
 
 A head of dense prediction on a backbone, HEAD:BACKBONE, is listed by part. Its
 parameters are those of all parts, its MACs those of a prediction: the auxiliary
-head is for training alone.
+head is for training alone. Of detectors the networks count, as in mmdetection:
+box heads on 1000 regions and mask heads on 100, without what finds the regions.
 """
 
 import argparse

@@ -6,6 +6,7 @@ biases, normalisation, activations, softmax and the resizing of maps are free.
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax import models
-from acmix_jax.models import classifier, segmenters
+from acmix_jax.models import classifier, detection, segmenters
 from acmix_jax.models.backbones import resnet, san, swin
 from acmix_jax.nn import acmix, attention, layers, local_attention
 from acmix_jax.ops import cost_marks
@@ -57,7 +58,8 @@ class Cost:
     model: Name, or class of the backbone.
     image_size: (height, width).
     parts: Parameters and multiply-adds by part: 'backbone', 'neck', 'head', and
-      'auxiliary', the head that is for training alone.
+      'auxiliary', the head that is for training alone. Of Mask R-CNN 'rpn', and
+      each stage's 'box_heads_0' on 1000 regions and 'mask_heads_0' on 100.
     operators: Multiply-adds of each block's operator, by its path.
     table1: Multiply-adds of all operators, counted as in the paper's Table 1;
       None where the paper does not say how, and of dense prediction.
@@ -93,7 +95,10 @@ class Cost:
 
 
 def count(
-  model: str | classifier.Classifier | segmenters.Segmenter,
+  model: str
+  | classifier.Classifier
+  | segmenters.Segmenter
+  | detection.Detector,
   image_size: int | tuple[int, int] = 224,
 ) -> Cost:
   """Counts a model on one image; nothing is compiled or computed.
@@ -115,7 +120,8 @@ def count(
   model = model.clone(backbone=model.backbone.clone(**official))
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  init = functools.partial(model.init, method=_method(model), train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
 
   params = variables['params']
   products = _trace(model, variables, images)
@@ -184,8 +190,6 @@ class _Product(NamedTuple):
 
 def _trace(model, variables, images, *, as_in_table1=False) -> list[_Product]:
   """The products of the model; parts and operators have scopes of their own."""
-  is_classifier = isinstance(model, classifier.Classifier)
-  method = '__call__' if is_classifier else 'training_logits'
 
   def mark(next_function, args, kwargs, context):
     found = _stage(context.module, context.method_name)
@@ -202,9 +206,19 @@ def _trace(model, variables, images, *, as_in_table1=False) -> list[_Product]:
 
   with nn.intercept_methods(mark):
     jaxpr = jax.make_jaxpr(
-      lambda *args: model.apply(*args, method=method, train=False)
+      lambda *args: model.apply(*args, method=_method(model), train=False)
     )(variables, images)
   return list(_products(jaxpr.jaxpr))
+
+
+def _method(model: nn.Module) -> str:
+  """The method that runs all that has parameters."""
+  match model:
+    case classifier.Classifier():
+      return '__call__'
+    case detection.Detector():
+      return 'networks'
+  return 'training_logits'
 
 
 def _before_strides(module: nn.Module, aggregate: Callable) -> Callable:
