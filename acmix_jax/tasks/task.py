@@ -1,6 +1,6 @@
 """What the training loop asks of a problem, and the table of problems."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -26,9 +26,11 @@ class Batches(Protocol):
 
   Attributes:
     damaged: Examples that this process could not read so far.
+    names: What leads a person to the examples of the last batch.
   """
 
   damaged: int
+  names: Sequence[str]
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Returns itself."""
