@@ -5,10 +5,11 @@ r"""Draws what a trained model says of images.
 
 Of each image DIR gets NAME.png: for classification the image with the names and
 probabilities of the likeliest classes, for segmentation the image under the
-colours of its classes with a legend. Segmentation also writes NAME_labels.png,
-a palette PNG of the size of the image whose values are the classes from 0 (add
-1 for the servers that count ADE20K's classes from 1). A line for each image
-says the same in words.
+colours of its classes with a legend, for detection the image with the boxes,
+names, scores (of at least 30 %) and masks of the objects, the surest on top.
+Segmentation also writes NAME_labels.png, a palette PNG of the size of the image
+whose values are the classes from 0 (add 1 for the servers that count ADE20K's
+classes from 1). A line for each image says the same in words.
 
 WORKDIR is the folder of a training, one of its checkpoints
 (WORKDIR/checkpoints/STEP) or a .safetensors file. Weights are chosen as for
@@ -18,8 +19,8 @@ with the weights. Without CONFIG, FILE.py or FILE.py:ARGUMENT, the config that
 the training recorded is used; with it, fields can be set.
 
 Images of any size and format are prepared as evaluation prepares them. A
-segmenter is compiled once for each size of the images, a classifier, which sees
-squares of one size, once in all.
+segmenter is compiled once for each size of the images, a detector for each
+canvas, a classifier, which sees squares of one size, once in all.
 
 Exit status: 1 if images could not be read, which are named; 2 if nothing could
 be done.
@@ -45,9 +46,11 @@ import jax
 import ml_collections
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from acmix_jax import lookup, tasks, weights
 from acmix_jax.data import decode
+from acmix_jax.metrics import paste
 from acmix_jax.tools import config_file, pictures
 from acmix_jax.train import recorded_config
 from acmix_jax.weights import files
@@ -56,6 +59,8 @@ _Outputs = dict[str, np.ndarray]
 
 # Classes that the words about an image name.
 _NAMED = 3
+# Least score of an object that is shown.
+_LEAST_SCORE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Prediction:
     image: uint8 RGB [h, w, 3].
     class_names: Names of the classes by label.
     outputs: What `tasks.Task.infer` returns, of this image: 'probabilities',
-      float [k], or 'label_map', int [h, w].
+      float [k]; or 'label_map', int [h, w]; or 'boxes', [n, 4], with 'scores',
+      'labels', 'valid' and perhaps 'masks', [n, m, m].
   """
 
   image: np.ndarray
@@ -88,7 +94,7 @@ class Prediction:
     return written
 
   def __str__(self) -> str:
-    """The likeliest, or most frequent, classes."""
+    """The likeliest, or most frequent, classes; or the objects."""
     return self._kind.words(self.outputs, self.class_names)
 
   @property
@@ -118,6 +124,32 @@ def _in_words(shares, names):
   )
 
 
+def _shown(outputs: _Outputs) -> _Outputs:
+  """The objects that are sure enough, the surest first."""
+  kept = outputs['valid'] & (outputs['scores'] >= _LEAST_SCORE)
+  return {key: x[kept] for key, x in outputs.items()}
+
+
+def _draw_objects(image, outputs, names):
+  # What is drawn last lies on top.
+  shown = {key: x[::-1] for key, x in _shown(outputs).items()}
+  masks = shown.get('masks')
+  if masks is not None:
+    rles = paste.paste(masks, shown['boxes'], image.shape[:2])
+    masks = np.array([coco_mask.decode(rle) for rle in rles], bool)
+  return pictures.draw_objects(
+    image, shown['boxes'], shown['labels'], names, shown['scores'], masks
+  )
+
+
+def _objects_in_words(outputs, names):
+  shown = _shown(outputs)
+  return ', '.join(
+    f'{names[label]} {100 * score:.1f} %'
+    for label, score in zip(shown['labels'], shown['scores'], strict=True)
+  )
+
+
 # By the output that no other task has.
 _KINDS = {
   'probabilities': _Kind(
@@ -134,6 +166,7 @@ _KINDS = {
       pictures.label_shares(outputs['label_map'], len(names)), names
     ),
   ),
+  'boxes': _Kind(_draw_objects, _objects_in_words),
 }
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Reader:
   def damaged(self) -> int:
     """See `tasks.Batches`."""
     return self._batches.damaged
+
+  @property
+  def names(self) -> Sequence[str]:
+    """See `tasks.Batches`."""
+    return self._batches.names
 
   def __iter__(self):
     return self
