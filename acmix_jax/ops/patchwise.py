@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import cost_marks, sharding, windows
+from acmix_jax.ops import cost_marks, derivatives, sharding, windows
 
 
 def window_moments(
@@ -132,7 +132,6 @@ def patchwise_aggregation(
   return out.reshape(v.shape).astype(v.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _window_sum(
   term: Callable[[jax.Array, Any, Any], jax.Array],
   kernel_size: int,
@@ -141,6 +140,9 @@ def _window_sum(
   shared: Any,
 ) -> jax.Array:
   """Sums term(x shifted to tap t, taps[t], shared) over the taps.
+
+  Its first gradient is a loop like this one, other derivatives are jax's of the
+  loop.
 
   Args:
     term: Differentiable function to a float32 array.
@@ -152,10 +154,11 @@ def _window_sum(
   Returns:
     The sum, accumulated in float32.
   """
-  return _fwd(term, kernel_size, x, taps, shared)[0]
+  return _differentiable_sum((term, kernel_size), x, taps, shared)
 
 
-def _fwd(term, kernel_size, x, taps, shared):
+def _sum(static, x, taps, shared):
+  term, kernel_size = static
   padded = windows.reflect(x, windows.reach(kernel_size))
 
   def add(total, step):
@@ -167,11 +170,12 @@ def _fwd(term, kernel_size, x, taps, shared):
   out = jax.eval_shape(term, x, first, shared)
   _, total = sharding.vary_alike(x, jnp.zeros(out.shape, jnp.float32))
   total, _ = lax.scan(add, total, (_starts(kernel_size), taps))
-  return total, (x, taps, shared)
+  return total
 
 
-def _bwd(term, kernel_size, residuals, dout):
-  x, taps, shared = residuals
+def _backward(static, inputs, _, dout):
+  term, kernel_size = static
+  x, taps, shared = inputs
   pad = windows.reach(kernel_size)
   padded = windows.reflect(x, pad)
 
@@ -205,7 +209,9 @@ def _bwd(term, kernel_size, residuals, dout):
   return dx, dtaps, dshared
 
 
-_window_sum.defvjp(_fwd, _bwd)
+_differentiable_sum = derivatives.define(
+  lambda static, *inputs: (_sum(static, *inputs), ()), _backward, _sum
+)
 
 
 def _starts(kernel_size: int) -> tuple:

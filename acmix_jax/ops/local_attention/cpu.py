@@ -4,15 +4,12 @@ q, k and v alone are kept for the gradient. Each thread holds the logits of one
 row of queries, and the keys and values of an image for a few heads.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from acmix_jax import cpu_kernels
-from acmix_jax.ops import sharding
-from acmix_jax.ops.local_attention import geometry
+from acmix_jax.ops import derivatives, sharding
+from acmix_jax.ops.local_attention import geometry, tiles
 
 
 def why_not(problem: geometry.Problem) -> str | None:
@@ -36,7 +33,6 @@ def why_slower(problem: geometry.Problem) -> str | None:
   return why_not(problem)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
   problem: geometry.Problem,
   q: Float[Array, 'b ho wo n d'],
@@ -45,8 +41,9 @@ def attend(
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
-  Has one reverse gradient and no forward one. Several devices share the images
-  if `jax.set_mesh` names their mesh; each computes all of them otherwise.
+  Its first gradient is a kernel, other derivatives are those of tiles. Several
+  devices share the images if `jax.set_mesh` names their mesh; each computes all
+  of them otherwise.
 
   Args:
     problem: Sizes of the arrays and the window.
@@ -57,25 +54,24 @@ def attend(
   Returns:
     Sums of values in the dtype of v.
   """
+  return _attend(problem, q, k, v)
 
+
+def _forward(problem, q, k, v):
   def call(q, k, v):
     return _call('LocalAttention', problem, q, q, k, v)
 
-  return sharding.split_images(call, q, k, v)
+  return sharding.split_images(call, q, k, v), ()
 
 
-def _fwd(problem, q, k, v):
-  return attend(problem, q, k, v), (q, k, v)
-
-
-def _bwd(problem, residuals, dout):
+def _backward(problem, inputs, _, dout):
   def call(q, k, v, dout):
     return _call('LocalAttentionGradient', problem, (q, k, v), q, k, v, dout)
 
-  return sharding.split_images(call, *residuals, dout)
+  return sharding.split_images(call, *inputs, dout)
 
 
-attend.defvjp(_fwd, _bwd)
+_attend = derivatives.define(_forward, _backward, tiles.general)
 
 
 def _call(name, problem, like, *arrays):

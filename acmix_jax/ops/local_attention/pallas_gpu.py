@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from acmix_jax.ops import sharding
-from acmix_jax.ops.local_attention import geometry
+from acmix_jax.ops.local_attention import fused, geometry
 
 # Side of the square of a program, and pixels of a step of its walk.
 _SIDE = 8
@@ -282,7 +282,6 @@ def why_not(problem: geometry.Problem) -> str | None:
   return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def attend(
   problem: geometry.Problem,
   q: Float[Array, 'b ho wo n d'],
@@ -292,8 +291,8 @@ def attend(
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
-  Has one reverse gradient and no forward one. Several devices share the images
-  if `jax.set_mesh` names their mesh.
+  Its first gradient is kernels, other derivatives are those of tiles. Several
+  devices share the images if `jax.set_mesh` names their mesh.
 
   Args:
     problem: Sizes of the arrays and the window.
@@ -306,6 +305,11 @@ def attend(
   Returns:
     Sums of values in the dtype of v.
   """
+  return _attend((problem, interpret), q, k, v)
+
+
+def _forward(static, q, k, v):
+  problem, interpret = static
 
   def call(q, k, v):
     inputs = [_merge_pixels(x) for x in (q, k, v)]
@@ -315,14 +319,12 @@ def attend(
     )
     return out.reshape(q.shape)
 
-  return sharding.split_images(call, q, k, v)
+  return sharding.split_images(call, q, k, v), ()
 
 
-def _fwd(problem, q, k, v, interpret):
-  return attend(problem, q, k, v, interpret), (q, k, v)
+def _backward(static, inputs, _, dout):
+  problem, interpret = static
 
-
-def _bwd(problem, interpret, residuals, dout):
   def call(q, k, v, dout):
     inputs = [_merge_pixels(x) for x in (q, k, v, dout)]
     queries, keys = inputs[0].shape, inputs[1].shape
@@ -338,10 +340,10 @@ def _bwd(problem, interpret, residuals, dout):
     )
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
-  return sharding.split_images(call, *residuals, dout)
+  return sharding.split_images(call, *inputs, dout)
 
 
-attend.defvjp(_fwd, _bwd)
+_attend = fused.define(_forward, _backward)
 
 
 def _merge_pixels(x):
@@ -352,11 +354,14 @@ def _merge_pixels(x):
 def _call(kernel, problem, size, inputs, outputs, interpret):
   """Runs `kernel` for all squares of a map of `size`, all heads and images."""
   batch, _, heads, _ = inputs[0].shape
-  return pl.pallas_call(
+  outputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
+  return fused.call(
     functools.partial(kernel, problem=problem),
+    'cuda',
+    inputs,
+    outputs,
+    interpret,
     grid=(*(pl.cdiv(side, _SIDE) for side in size), batch * heads),
-    out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
     compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-    interpret=interpret,
     name='local_attention' + kernel.__name__,
-  )(*inputs)
+  )

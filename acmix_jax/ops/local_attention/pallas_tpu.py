@@ -23,7 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from acmix_jax.ops import sharding
-from acmix_jax.ops.local_attention import geometry
+from acmix_jax.ops.local_attention import fused, geometry
 
 _LANES = 128
 # Columns are cut at multiples of a register's rows of 16-bit numbers.
@@ -279,7 +279,6 @@ def why_not(problem: geometry.Problem) -> str | None:
   return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def attend(
   problem: geometry.Problem,
   q: Float[Array, 'b ho wo n d'],
@@ -289,13 +288,11 @@ def attend(
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
 
-  Has one reverse gradient and no forward one. Products of float32 are as
-  precise as jax_default_matmul_precision says.
+  Its first gradient is a kernel, other derivatives are those of tiles. Products
+  of float32 are as precise as jax_default_matmul_precision says.
 
-  No compiler can split a kernel, and `custom_partitioning`, which would tell it
-  how to, is unknown to that of TPU (jax issue 38196). Several devices share the
-  images if `jax.set_mesh` names their mesh; jax refuses to lower the kernels
-  for them otherwise.
+  Several devices share the images if `jax.set_mesh` names their mesh; jax
+  refuses to lower the kernels otherwise (and issue 38196, to split them).
 
   Args:
     problem: Sizes of the arrays and the window.
@@ -307,55 +304,59 @@ def attend(
   Returns:
     Sums of values in the dtype of v.
   """
-  plan = _make_plan(problem)
+  return _attend((problem, interpret), q, k, v)
+
+
+def _forward(static, q, k, v):
+  plan = _make_plan(static[0])
 
   def call(q, k, v):
     counts = _count_tables(plan)
     query, key, tables = _specs(plan, counts)
-    out = pl.pallas_call(
+    merged = [_merge_heads(x) for x in (q, k, v)]
+    [out] = fused.call(
       functools.partial(_forward_kernel, plan=plan),
+      'tpu',
+      merged + counts,
+      [jax.ShapeDtypeStruct(merged[0].shape, v.dtype)],
+      static[1],
       grid=(q.shape[0], *plan.grid),
       in_specs=[query, key, key, *tables],
-      out_specs=query,
-      out_shape=jax.ShapeDtypeStruct(_merge_heads(q).shape, v.dtype),
-      interpret=interpret,
+      out_specs=[query],
       name='local_attention',
       **_parameters(plan, q.shape[0], queries=2, keys=2, products=2),
-    )(_merge_heads(q), _merge_heads(k), _merge_heads(v), *counts)
+    )
     return out.reshape(q.shape)
 
-  return sharding.split_images(call, q, k, v)
+  return sharding.split_images(call, q, k, v), ()
 
 
-def _fwd(problem, q, k, v, interpret):
-  return attend(problem, q, k, v, interpret), (q, k, v)
-
-
-def _bwd(problem, interpret, residuals, dout):
-  plan = _make_plan(problem)
+def _backward(static, inputs, _, dout):
+  plan = _make_plan(static[0])
 
   def call(q, k, v, dout):
     counts = _count_tables(plan)
     query, key, tables = _specs(plan, counts)
     merged = [_merge_heads(x) for x in (q, k, v)]
-    total = pltpu.VMEM(key.block_shape[1:], jnp.float32)
-    dq, dk, dv = pl.pallas_call(
+    dq, dk, dv = fused.call(
       functools.partial(_backward_kernel, plan=plan),
+      'tpu',
+      [*merged, *counts, _merge_heads(dout)],
+      [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged],
+      static[1],
       grid=(q.shape[0], *plan.grid),
       in_specs=[query, key, key, *tables, query],
       out_specs=[query, key, key],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged],
-      scratch_shapes=[total, total],
-      interpret=interpret,
+      scratch_shapes=[pltpu.VMEM(key.block_shape[1:], jnp.float32)] * 2,
       name='local_attention_gradients',
       **_parameters(plan, q.shape[0], queries=3, keys=4, products=5),
-    )(*merged, *counts, _merge_heads(dout))
+    )
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
-  return sharding.split_images(call, *residuals, dout)
+  return sharding.split_images(call, *inputs, dout)
 
 
-attend.defvjp(_fwd, _bwd)
+_attend = fused.define(_forward, _backward)
 
 # Slow: the kernels as plain operations, for tests.
 interpret = functools.partial(attend, interpret=True)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import xla_cpu
+from acmix_jax.ops import derivatives, xla_cpu
 from acmix_jax.ops.local_attention import geometry
 
 # Queries along a side of a tile. A smaller tile masks fewer products, a larger
@@ -88,7 +88,6 @@ class _Side(NamedTuple):
     return tables, index.reshape(-1).astype(np.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
   problem: geometry.Problem,
   q: Float[Array, 'b ho wo n d'],
@@ -96,8 +95,6 @@ def attend(
   v: Float[Array, 'b h w n d'],
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
-
-  Has one reverse gradient and no forward one.
 
   Args:
     problem: Sizes of the arrays and the window.
@@ -108,7 +105,17 @@ def attend(
   Returns:
     Sums of values in the dtype of v.
   """
-  return _fwd(problem, q, k, v)[0]
+  return _attend(problem, q, k, v)
+
+
+def general(
+  problem: geometry.Problem,
+  q: Float[Array, 'b ho wo n d'],
+  k: Float[Array, 'b h w n d'],
+  v: Float[Array, 'b h w n d'],
+) -> Float[Array, 'b ho wo n d']:
+  """`attend` without a gradient of its own: jax differentiates the loop."""
+  return _forward(problem, q, k, v)[0]
 
 
 def _cut(problem):
@@ -129,7 +136,7 @@ def _pad(x, rows, columns):
   )
 
 
-def _fwd(problem, q, k, v):
+def _forward(problem, q, k, v):
   rows, columns = _cut(problem)
   q = _pad(q, rows, columns)
 
@@ -151,12 +158,13 @@ def _fwd(problem, q, k, v):
   start = xla_cpu.zeros(q).astype(v.dtype), xla_cpu.zeros(q[..., :1])
   out, logsumexp = _loop(rows, columns, attend_tile, start)
   height, width = problem.queries
-  return out[:, :height, :width], (q, k, v, out, logsumexp)
+  return out[:, :height, :width], (q, out, logsumexp)
 
 
-def _bwd(problem, residuals, dout):
+def _backward(problem, inputs, saved, dout):
   rows, columns = _cut(problem)
-  q, k, v, out, logsumexp = residuals
+  _, k, v = inputs
+  q, out, logsumexp = saved
   dout = _pad(dout, rows, columns)
   # What the softmax takes from the gradients of a query's weights.
   mean = _product('bhwnd,bhwnd->bhwn', out, dout)[..., None]
@@ -193,7 +201,7 @@ def _bwd(problem, residuals, dout):
   )
 
 
-attend.defvjp(_fwd, _bwd)
+_attend = derivatives.define(_forward, _backward, general)
 
 
 class _Place(NamedTuple):

@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import windows, xla_cpu
-from acmix_jax.ops.shift_convolution import geometry
+from acmix_jax.ops import derivatives, windows, xla_cpu
+from acmix_jax.ops.shift_convolution import geometry, shifts
 
 # Channels that are moved in front of the images at a time.
 _BLOCK = 4
@@ -123,7 +123,6 @@ class _Frame:
     return x.reshape(b, rows * s, columns * s, m, d)[:, :height, :width]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
   problem: geometry.Problem,
   maps: Sequence[Float[Array, 'b h w _m d']],
@@ -131,8 +130,13 @@ def convolve(
 ) -> Float[Array, 'b ho wo f']:
   """Grouped convolution of the concatenated maps, a group for each channel.
 
-  Has a reverse gradient of the first order only.
+  Its first gradient is a loop like this one, other derivatives are those of
+  the shifted maps.
   """
+  return _convolve(problem, maps, kernel)
+
+
+def _forward(problem, maps, kernel):
   frame = _make_frame(problem, maps, kernel)
   b, d, n = len(maps[0]), problem.depth, kernel.shape[3] // problem.depth
   block = math.gcd(d, _BLOCK)
@@ -148,15 +152,11 @@ def convolve(
   start = jnp.full(
     (b, *frame.size, d * n), xla_cpu.zero(*maps, kernel), kernel.dtype
   )
-  return lax.fori_loop(0, d // block, convolve_block, start)
+  return lax.fori_loop(0, d // block, convolve_block, start), ()
 
 
-def _fwd(problem, maps, kernel):
-  return convolve(problem, maps, kernel), (maps, kernel)
-
-
-def _bwd(problem, residuals, dout):
-  maps, kernel = residuals
+def _backward(problem, inputs, _, dout):
+  maps, kernel = inputs
   frame = _make_frame(problem, maps, kernel)
   b, h, w, _, d = maps[0].shape
   n, block = kernel.shape[3] // d, math.gcd(d, _BLOCK)
@@ -194,7 +194,7 @@ def _bwd(problem, residuals, dout):
   return dmaps, dkernel.reshape(kernel.shape)
 
 
-convolve.defvjp(_fwd, _bwd)
+_convolve = derivatives.define(_forward, _backward, shifts.convolve)
 
 
 def _make_frame(problem, maps, kernel):
@@ -225,12 +225,12 @@ def _convolve_channels(frame, x, weights):
   def convolve_channel(channel, carry):
     y, zeros = carry
     total = jnp.float32(0)
-    for phase, taps, shifts in frame.phases():
+    for phase, taps, moves in frame.phases():
       zeros = frame.enclose(zeros, x[channel, phase])
       senders = weights[channel, taps].reshape(-1, m)
       sent = _product(senders, zeros.reshape(m, -1))
-      sent = sent.reshape(len(shifts), n, b, -1)
-      for part, shift in zip(sent, shifts, strict=True):
+      sent = sent.reshape(len(moves), n, b, -1)
+      for part, shift in zip(sent, moves, strict=True):
         first = frame.first(shift)
         total += part[:, :, first : first + frame.span]
     return y.at[channel, :, :, : frame.span].set(total.astype(y.dtype)), zeros
@@ -253,12 +253,12 @@ def _differentiate_channels(frame, x, weights, dout):
     dx, dweights, dout_frame, x_rows, received = carry
     dout_frame = frame.enclose(dout_frame, dout[channel])
     flat = dout_frame.reshape(n, b, -1)
-    for phase, taps, shifts in frame.phases():
-      for tap, shift in enumerate(shifts, taps.start):
+    for phase, taps, moves in frame.phases():
+      for tap, shift in enumerate(moves, taps.start):
         first = frame.first(-shift)
         part = flat[:, :, first : first + frame.span]
         received = received.at[tap, :, :, : frame.span].set(part)
-      parts = received[taps].reshape(len(shifts) * n, -1)
+      parts = received[taps].reshape(len(moves) * n, -1)
       dphase = _product(weights[channel, taps].reshape(-1, m).T, parts)
       dphase = dphase.reshape(m, b, rows, width)[..., :columns]
       dx = dx.at[channel, phase].set(dphase.astype(x.dtype))

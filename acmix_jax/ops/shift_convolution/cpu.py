@@ -1,6 +1,5 @@
 """Grouped convolution of maps as kernels for CPU with their own gradient."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from acmix_jax import cpu_kernels
-from acmix_jax.ops import sharding, windows
-from acmix_jax.ops.shift_convolution import geometry
+from acmix_jax.ops import derivatives, sharding, windows
+from acmix_jax.ops.shift_convolution import geometry, shifts
 
 # Tasks that the gradient of the kernel is cut into at least, for threads to
 # share, and maps of one of them.
@@ -31,7 +30,6 @@ def why_not(problem: geometry.Problem) -> str | None:
   return cpu_kernels.why_not()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def convolve(
   problem: geometry.Problem,
   maps: Sequence[Float[Array, 'b h w _m d']],
@@ -39,10 +37,13 @@ def convolve(
 ) -> Float[Array, 'b ho wo f']:
   """Grouped convolution of the concatenated maps, a group for each channel.
 
-  Has a reverse gradient of the first order only. Several devices share the
-  images if `jax.set_mesh` names their mesh.
+  Its first gradient is by kernels, other derivatives are those of the shifted
+  maps. Several devices share the images if `jax.set_mesh` names their mesh.
   """
+  return _convolve(problem, maps, kernel)
 
+
+def _forward(problem, maps, kernel):
   def call(maps, kernel):
     b, h, w, _, d = maps[0].shape
     size = [windows.output_size(x, problem.strides) for x in (h, w)]
@@ -52,15 +53,11 @@ def convolve(
     return _call('ShiftConvolution', problem, out, kernel, *maps)
 
   out = sharding.split_images(call, maps, shared=[kernel])
-  return _join_channels(out)
+  return _join_channels(out), ()
 
 
-def _fwd(problem, maps, kernel):
-  return convolve(problem, maps, kernel), (maps, kernel)
-
-
-def _bwd(problem, residuals, dout):
-  maps, kernel = residuals
+def _backward(problem, inputs, _, dout):
+  maps, kernel = inputs
   d = maps[0].shape[4]
 
   def differentiate_maps(maps, dout, kernel):
@@ -82,7 +79,7 @@ def _bwd(problem, residuals, dout):
   return dmaps, _join_channels(dkernel)
 
 
-convolve.defvjp(_fwd, _bwd)
+_convolve = derivatives.define(_forward, _backward, shifts.convolve)
 
 
 def _split_channels(x, d):

@@ -210,6 +210,31 @@ def test_kernels_lower_for_their_platform(platform, call, shape, window, dtype):
   assert lowered.as_text().count(call) == {'tpu': 2, 'cuda': 3}[platform]
 
 
+def test_kernels_are_traced_where_they_are_compiled(monkeypatch):
+  traced = []
+  for platform, kernels in _KERNELS.items():
+    original = kernels._forward_kernel
+
+    def record(*refs, platform=platform, original=original, **options):
+      traced.append((platform, jax.config.jax_default_matmul_precision))
+      return original(*refs, **options)
+
+    monkeypatch.setattr(kernels, '_forward_kernel', record)
+
+  def run(q, k, v):
+    with jax.default_matmul_precision('bfloat16'):
+      return local_attention.local_attention(q, k, v, kernel_size=3)
+
+  inputs = [normal(i, (1, 3, 4, 1, 16), 'float32') for i in range(3)]
+  wanted = jax.jit(run)(*inputs)
+  assert traced == []
+  platforms = ('cpu', 'tpu')
+  exported = jax.export.export(jax.jit(run), platforms=platforms)(*inputs)
+  assert set(traced) == {('tpu', 'bfloat16')}
+  assert exported.mlir_module().count('tpu_custom_call') == 1
+  assert_same([exported.call(*inputs)], [wanted], 'float32')
+
+
 @pytest.mark.parametrize(
   ('shape', 'window', 'dtype', 'platforms'),
   [
