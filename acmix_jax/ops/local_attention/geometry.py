@@ -107,11 +107,3 @@ def log_counts(
     + seen(key + query, exists & (key > 0))
     + seen(2 * last - key - query, exists & (key < last))
   )
-
-
-def dot(
-  x: Float[Array, '_ _'], y: Float[Array, '_ _'], axis_x: int, axis_y: int
-) -> Float32[Array, '_ _']:
-  """Product of two matrices over one axis of each."""
-  axes = ((axis_x,), (axis_y,)), ((), ())
-  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import sharding
+from acmix_jax.ops import kernels, sharding
 from acmix_jax.ops.local_attention import fused, geometry
 
 # Side of the square of a program, and pixels of a step of its walk.
@@ -29,7 +29,7 @@ _DEPTH_BYTES = 512
 # Finite, so that differences are defined before the first key is seen.
 _LOWEST = -1e30
 
-_dot = geometry.dot
+_dot = kernels.dot
 
 
 class _Pixels(NamedTuple):
@@ -355,7 +355,7 @@ def _call(kernel, problem, size, inputs, outputs, interpret):
   """Runs `kernel` for all squares of a map of `size`, all heads and images."""
   batch, _, heads, _ = inputs[0].shape
   outputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
-  return fused.call(
+  return kernels.call(
     functools.partial(kernel, problem=problem),
     'cuda',
     inputs,
