@@ -18,8 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import kernels, sharding
-from acmix_jax.ops.local_attention import fused, geometry
+from acmix_jax.ops import derivatives, kernels, sharding
+from acmix_jax.ops.local_attention import geometry, tiles
 
 # Side of the square of a program, and pixels of a step of its walk.
 _SIDE = 8
@@ -343,7 +343,11 @@ def _backward(static, inputs, _, dout):
   return sharding.split_images(call, *inputs, dout)
 
 
-_attend = fused.define(_forward, _backward)
+_attend = derivatives.define(
+  _forward,
+  _backward,
+  lambda static, *inputs: tiles.general(static[0], *inputs),
+)
 
 
 def _merge_pixels(x):

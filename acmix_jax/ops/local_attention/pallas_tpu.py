@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import kernels, sharding
-from acmix_jax.ops.local_attention import fused, geometry, tpu_plan
+from acmix_jax.ops import derivatives, kernels, sharding
+from acmix_jax.ops.local_attention import geometry, tiles, tpu_plan
 
 _dot = kernels.dot
 
@@ -76,11 +76,32 @@ class _Band(NamedTuple):
     ]
     return _inside(ref[self.queries(lanes)], first, self.plan.problem.queries)
 
-  def read_keys(self, ref, lanes: slice):
-    """The keys [pixels, lanes]; zeros beyond the map."""
+  def read_values(self, ref, lanes: slice):
+    """The values [pixels, lanes]; zeros beyond the map."""
     first_row = self.plan.first_fetched(self.block)
     x = ref[0, *self.keys(first_row, lanes)]
     return _inside(x, self.first_keys(), self.plan.problem.keys)
+
+  def read_keys(self, ref, slopes_ref, lanes: slice):
+    """The keys less their positions, scaled: [pixels, lanes].
+
+    Returns:
+      Numbers of the keys' dtype whose sum they are: 16 bits are too few for
+      positions, which grow with the map while those of a window differ little.
+    """
+    problem, dtype = self.plan.problem, ref.dtype
+    first_row = self.plan.first_fetched(self.block)
+    x = ref[0, *self.keys(first_row, lanes)].astype(jnp.float32)
+    for axis, first in enumerate(self.first_keys()):
+      line = first + lax.broadcasted_iota(jnp.int32, x.shape, axis)
+      position = line.astype(jnp.float32) - geometry.middle(problem.keys[axis])
+      x -= position * slopes_ref[axis : axis + 1, lanes][None]
+    x *= problem.depth**-0.5
+    x = _inside(x, self.first_keys(), problem.keys)
+    if dtype == jnp.float32:
+      return [x]
+    rounded = x.astype(dtype)
+    return [rounded, (x - rounded.astype(jnp.float32)).astype(dtype)]
 
   def log_counts(self, rows_ref, columns_ref):
     """How often each key is in each window [queries, keys]."""
@@ -89,9 +110,8 @@ class _Band(NamedTuple):
     return (rows[:, None] + columns[None]).reshape(-1, rows.shape[-1])
 
 
-def _for_each_band(plan: tpu_plan.Plan, body):
-  """Calls body(band) for the bands of a program, one after the other."""
-  block = pl.program_id(1)
+def _for_each_band(plan: tpu_plan.Plan, block, body):
+  """Calls body(band) for the bands of a block, one after the other."""
   rows, columns = plan.bands
   # Of the last blocks there may be none left.
   count = (rows - block * plan.turns).clip(0, plan.turns)
@@ -144,37 +164,84 @@ def _softmax(logits, log_counts):
   return weights.reshape(-1, weights.shape[-1])
 
 
-def _forward_kernel(
-  q_ref, k_ref, v_ref, rows_ref, columns_ref, out_ref, *, plan
-):
+class Inputs(NamedTuple):
+  """What both kernels read.
+
+  Attributes:
+    q: Queries of a block.
+    k: Keys that they reach.
+    v: Values that they reach.
+    slopes: Change of the position by row and by column [2, channels].
+    rows: Log counts by row.
+    columns: Log counts by column.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  slopes: Any
+  rows: Any
+  columns: Any
+
+
+def attend_block(plan: tpu_plan.Plan, inputs: Inputs, block, write):
+  """Calls write(index, sums of values [rows, columns, lanes])."""
+
   def attend_band(band):
-    log_counts = band.log_counts(rows_ref, columns_ref)
+    log_counts = band.log_counts(inputs.rows, inputs.columns)
     for lanes in plan.groups:
-      q = _spread(band.read_queries(q_ref, lanes), plan.problem.depth)
-      logits = _dot(q, band.read_keys(k_ref, lanes), 1, 1)
-      weights = _softmax(logits, log_counts).astype(v_ref.dtype)
-      out = _dot(weights, band.read_keys(v_ref, lanes), 1, 0)
+      q = _spread(band.read_queries(inputs.q, lanes), plan.problem.depth)
+      keys = band.read_keys(inputs.k, inputs.slopes, lanes)
+      logits = sum(_dot(q, k, 1, 1) for k in keys)
+      weights = _softmax(logits, log_counts).astype(inputs.v.dtype)
+      out = _dot(weights, band.read_values(inputs.v, lanes), 1, 0)
       out = _collect(out, plan.problem.depth).reshape(*plan.band, -1)
-      out_ref[band.queries(lanes)] = out.astype(out_ref.dtype)
+      write(band.queries(lanes), out)
 
-  _for_each_band(plan, attend_band)
+  _for_each_band(plan, block, attend_band)
 
 
-def _backward_kernel(
-  q_ref,
-  k_ref,
-  v_ref,
-  rows_ref,
-  columns_ref,
-  dout_ref,
-  dq_ref,
-  dk_ref,
-  dv_ref,
-  dk_sum,
-  dv_sum,
-  *,
-  plan,
+def differentiate_block(
+  plan: tpu_plan.Plan, inputs: Inputs, block, dout_ref, dk_sum, dv_sum, write
 ):
+  """Adds to the gradients of keys and values; write(index, dq)."""
+  depth = plan.problem.depth
+
+  def differentiate_band(band):
+    log_counts = band.log_counts(inputs.rows, inputs.columns)
+    for lanes in plan.groups:
+      q = _spread(band.read_queries(inputs.q, lanes), depth)
+      dout = _spread(band.read_queries(dout_ref, lanes), depth)
+      keys = band.read_keys(inputs.k, inputs.slopes, lanes)
+      v = band.read_values(inputs.v, lanes)
+      logits = sum(_dot(q, k, 1, 1) for k in keys)
+      weights = _softmax(logits, log_counts)
+      dweights = _dot(dout, v, 1, 1)
+      mean = (weights * dweights).sum(-1, keepdims=True)
+      dlogits = (weights * (dweights - mean)).astype(q.dtype)
+      dq = _collect(sum(_dot(dlogits, k, 1, 0) for k in keys), depth)
+      write(band.queries(lanes), dq.reshape(*plan.band, -1))
+      index = band.keys(plan.first_summed(block), lanes)
+      shape = (*plan.span, -1)
+      dk = _dot(dlogits, q, 0, 0) * depth**-0.5
+      dk_sum[index] += dk.reshape(shape)
+      dv = _dot(weights.astype(dout.dtype), dout, 0, 0)
+      dv_sum[index] += dv.reshape(shape)
+
+  _for_each_band(plan, block, differentiate_band)
+
+
+def _forward_kernel(*refs, plan):
+  *inputs, out_ref = refs
+
+  def write(index, out):
+    out_ref[index] = out.astype(out_ref.dtype)
+
+  attend_block(plan, Inputs(*inputs), pl.program_id(1), write)
+
+
+def _backward_kernel(*refs, plan):
+  *inputs, dout_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = refs
   block, complete = pl.program_id(1), plan.rows[1]
   sums = (dk_sum, dk_ref), (dv_sum, dv_ref)
 
@@ -183,26 +250,12 @@ def _backward_kernel(
     for total, _ in sums:
       total[...] = jnp.zeros_like(total)
 
-  def differentiate_band(band):
-    log_counts = band.log_counts(rows_ref, columns_ref)
-    for lanes in plan.groups:
-      q = _spread(band.read_queries(q_ref, lanes), plan.problem.depth)
-      dout = _spread(band.read_queries(dout_ref, lanes), plan.problem.depth)
-      k, v = band.read_keys(k_ref, lanes), band.read_keys(v_ref, lanes)
-      weights = _softmax(_dot(q, k, 1, 1), log_counts)
-      dweights = _dot(dout, v, 1, 1)
-      mean = (weights * dweights).sum(-1, keepdims=True)
-      dlogits = (weights * (dweights - mean)).astype(k.dtype)
-      dq = _collect(_dot(dlogits, k, 1, 0), plan.problem.depth)
-      dq = dq.reshape(*plan.band, -1)
-      dq_ref[band.queries(lanes)] = dq.astype(dq_ref.dtype)
-      index = band.keys(plan.first_summed(block), lanes)
-      shape = (*plan.span, -1)
-      dk_sum[index] += _dot(dlogits, q, 0, 0).reshape(shape)
-      dv = _dot(weights.astype(dout.dtype), dout, 0, 0)
-      dv_sum[index] += dv.reshape(shape)
+  def write(index, dq):
+    dq_ref[index] = dq.astype(dq_ref.dtype)
 
-  _for_each_band(plan, differentiate_band)
+  differentiate_block(
+    plan, Inputs(*inputs), block, dout_ref, dk_sum, dv_sum, write
+  )
 
   for total, ref in sums:
     ref[0] = total[:complete].astype(ref.dtype)
@@ -234,6 +287,7 @@ def attend(
   q: Float[Array, 'b ho wo n d'],
   k: Float[Array, 'b h w n d'],
   v: Float[Array, 'b h w n d'],
+  slopes: Float32[Array, '2 d'],
   interpret: Any = False,
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
@@ -247,79 +301,93 @@ def attend(
   Args:
     problem: Sizes of the arrays and the window.
     q: Queries.
-    k: Keys, scaled.
+    k: Keys.
     v: Values.
+    slopes: Change of the position from a row, and from a column, to the next.
     interpret: `interpret` of `pallas_call`; True runs on any machine, slowly.
 
   Returns:
     Sums of values in the dtype of v.
   """
-  return _attend((problem, interpret), q, k, v)
+  return _attend((problem, interpret), q, k, v, slopes)
 
 
-def _forward(static, q, k, v):
+def _forward(static, q, k, v, slopes):
   plan = tpu_plan.make_plan(static[0])
 
-  def call(q, k, v):
-    counts = plan.count_tables()
-    merged = [_merge_heads(x) for x in (q, k, v)]
+  def call(q, k, v, slopes):
+    merged = [merge_heads(x) for x in (q, k, v)]
+    constants = make_constants(plan, slopes)
     queries, keys = plan.query_spec(), plan.key_spec()
     [out] = kernels.call(
       functools.partial(_forward_kernel, plan=plan),
       'tpu',
-      merged + counts,
+      merged + constants,
       [jax.ShapeDtypeStruct(merged[0].shape, v.dtype)],
       static[1],
       grid=(len(q), plan.blocks),
-      in_specs=[queries, keys, keys, *map(_whole_spec, counts)],
+      in_specs=[queries, keys, keys, *map(whole_spec, constants)],
       out_specs=[queries],
-      cost_estimate=plan.cost(len(q), queries=2, keys=2, sums=0, products=2),
+      cost_estimate=plan.cost(len(q), queries=2, keys=2, sums=0, products=3),
       compiler_params=_parameters(plan),
       name='local_attention',
     )
     return out.reshape(q.shape)
 
-  return sharding.split_images(call, q, k, v), ()
+  return sharding.split_images(call, q, k, v, shared=[slopes]), ()
 
 
 def _backward(static, inputs, _, dout):
   plan = tpu_plan.make_plan(static[0])
+  *maps, slopes = inputs
 
-  def call(q, k, v, dout):
-    counts = plan.count_tables()
-    merged = [_merge_heads(x) for x in (q, k, v)]
+  def call(q, k, v, dout, slopes):
+    merged = [merge_heads(x) for x in (q, k, v)]
+    constants = make_constants(plan, slopes)
     queries, keys = plan.query_spec(), plan.key_spec()
     gradients = plan.key_gradient_spec()
     dq, dk, dv = kernels.call(
       functools.partial(_backward_kernel, plan=plan),
       'tpu',
-      [*merged, *counts, _merge_heads(dout)],
+      [*merged, *constants, merge_heads(dout)],
       [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged],
       static[1],
       grid=(len(q), plan.blocks + plan.lag),
-      in_specs=[queries, keys, keys, *map(_whole_spec, counts), queries],
+      in_specs=[queries, keys, keys, *map(whole_spec, constants), queries],
       out_specs=[queries, gradients, gradients],
       scratch_shapes=[plan.sum_shape()] * 2,
-      cost_estimate=plan.cost(len(q), queries=3, keys=2, sums=2, products=5),
+      cost_estimate=plan.cost(len(q), queries=3, keys=2, sums=2, products=7),
       compiler_params=_parameters(plan),
       name='local_attention_gradients',
     )
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
-  return sharding.split_images(call, *inputs, dout)
+  dq, dk, dv = sharding.split_images(call, *maps, dout, shared=[slopes])
+  return dq, dk, dv, geometry.slope_gradient(dk)
 
 
-_attend = fused.define(_forward, _backward)
+def _general(static, q, k, v, slopes):
+  return tiles.general(static[0], q, geometry.relative_keys(k, slopes), v)
+
+
+_attend = derivatives.define(_forward, _backward, _general)
 
 # Slow: the kernels as plain operations, for tests.
 interpret = functools.partial(attend, interpret=True)
 
 
-def _merge_heads(x):
+def merge_heads(x: jax.Array) -> jax.Array:
+  """[b, h, w, n, d] -> [b, h, w, n * d]."""
   return x.reshape(*x.shape[:3], -1)
 
 
-def _whole_spec(x):
+def make_constants(plan: tpu_plan.Plan, slopes: jax.Array) -> list[jax.Array]:
+  """`Inputs` from the slopes on."""
+  return [jnp.tile(slopes, plan.problem.heads), *plan.count_tables()]
+
+
+def whole_spec(x: jax.Array) -> pl.BlockSpec:
+  """The same array for all programs."""
   return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
