@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from acmix_jax.nn import attention, checks, layers
-from acmix_jax.ops import local_attention
+from acmix_jax.ops import local_acmix, local_attention
 
 
 class LocalAttention(attention.Attention):
@@ -75,6 +75,35 @@ class LocalAttention(attention.Attention):
       implementation=self.implementation,
     )
     return out.reshape(*out.shape[:3], self.features)
+
+  def sum_of_paths(
+    self,
+    projections: attention.Projections,
+    convolution: attention.Convolution,
+    alpha: Float[Array, ''],
+    beta: Float[Array, ''],
+  ) -> Float[Array, 'b ho wo f'] | None:
+    """One operator reads the maps once, where both paths have a stride of 1."""
+    q, k, v = projections.q, projections.k, projections.v
+    fc_kernel, depthwise_kernel, fc_bias = convolution.weights
+    chosen = self.implementation, convolution.implementation
+    if (
+      chosen != ('auto', 'auto')
+      or (self.strides, convolution.strides) != (1, 1)
+      or self.dilation != convolution.dilation
+      or fc_bias is not None
+    ):
+      return None
+    # All is linear in the maps of the convolution: one product of weights.
+    kernel = jnp.einsum('mt,yxtc->yxmc', beta * fc_kernel, depthwise_kernel)
+    return local_acmix.local_acmix(
+      *(q, k, v),
+      self.position(*q.shape[1:3]),
+      kernel.astype(v.dtype),
+      alpha,
+      kernel_size=self.kernel_size,
+      dilation=self.dilation,
+    )
 
   def _projection(self, features):
     return layers.Dense(

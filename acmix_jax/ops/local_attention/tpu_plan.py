@@ -174,9 +174,13 @@ class Plan(NamedTuple):
     fetched = 3 * self.rows[0] * row(self.bands[1] * self.band[1], itemsize)
     fetched += 2 * (self.fetched + self.rows[1]) * row(self.columns, itemsize)
     sums = 2 * self.summed * row(self.columns, 4)
+    return 2 * fetched + sums + self.logit_bytes
+
+  @property
+  def logit_bytes(self) -> int:
+    """What the logits and their gradients take."""
     heads = self.groups[0].stop // self.problem.depth
-    logits = heads * math.prod(self.band + self.span) * 4
-    return 2 * fetched + sums + 6 * logits
+    return 6 * heads * math.prod(self.band + self.span) * 4
 
   def cost(self, batch: int, *, queries: int, keys: int, sums: int, products):
     """Flops and bytes of so many reads, writes and products.

@@ -61,9 +61,8 @@ def convolve(
 interpret = functools.partial(convolve, interpret=True)
 
 
-def _fill(frame, refs, side: tpu_plan.Side):
-  """Copies the pixels of a program into a frame of zeros."""
-  block = pl.program_id(2)
+def fill(frame, refs, side: tpu_plan.Side, block):
+  """Copies the pixels of a block into a frame of zeros."""
   height, width = side.size
 
   @functools.partial(lax.fori_loop, 0, side.shape[0], init_val=None)
@@ -72,7 +71,7 @@ def _fill(frame, refs, side: tpu_plan.Side):
     place = (row - side.first(block)).clip(0, side.span - 1)
     frame[i] = jnp.zeros(side.shape[1:], jnp.float32)
     for number, source, target in side.pieces:
-      x = refs[number][0, place, :, source].astype(jnp.float32)
+      x = refs[number][0, place, :width, source].astype(jnp.float32)
       x = jnp.where((row >= 0) & (row < height), x, 0)
       frame[i, side.left : side.left + width, target] = x
 
@@ -85,19 +84,14 @@ def _own(plan: tpu_plan.Plan):
   return (output >= group) & (output < group + plan.outputs)
 
 
-def _spread(weights, kernel_ref, plan: tpu_plan.Plan):
+def spread(weights, kernel_ref, plan: tpu_plan.Plan):
   """Writes the weights [taps, m, f] with zeros between groups."""
-  own, width = _own(plan), plan.channels[1]
+  own = _own(plan)
   for product in plan.products:
     for tap in range(len(kernel_ref)):
-      x = kernel_ref[tap, :, product * width : (product + 1) * width]
+      x = kernel_ref[tap, :, plan.outputs_of(product)]
       x = jnp.where(own, x.astype(jnp.float32)[:, None], 0)
-      x = x.reshape(plan.channels).astype(weights.dtype)
-      weights[product, tap] = x
-
-
-def _is_first():
-  return (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+      weights[product, tap] = x.reshape(plan.channels).astype(weights.dtype)
 
 
 def _read(frame, plan: tpu_plan.Plan, row, column, lanes, strides=1):
@@ -108,48 +102,32 @@ def _read(frame, plan: tpu_plan.Plan, row, column, lanes, strides=1):
   return x.reshape(-1, x.shape[-1]).astype(plan.problem.dtype)
 
 
-def _forward_kernel(*refs, plan: tpu_plan.Plan):
-  *maps, kernel_ref, out_ref, frame, weights = refs
-  side = plan.inputs(plan.reach)
-  pl.when(_is_first())(lambda: _spread(weights, kernel_ref, plan))
-  _fill(frame, maps, side)
+def convolve_block(plan: tpu_plan.Plan, frame, weights, out_ref):
+  """Writes the outputs of a block whose pixels are in a frame."""
+  side, width = plan.inputs(plan.reach), plan.out_size[1]
   strides, dilation = plan.problem.strides, plan.problem.dilation
   left = side.left - plan.reach[1]
 
   @functools.partial(lax.fori_loop, 0, plan.turns, init_val=None)
   def _(turn, _):
     row = turn * plan.rows
-    for product in plan.products:
+    for product, lanes in enumerate(side.lanes):
       out = 0
       for tap, (y, x) in enumerate(itertools.product(*map(range, plan.taps))):
         top, first = row * strides + y * dilation, left + x * dilation
-        lanes = side.lanes[product]
         part = _read(frame, plan, top, first, lanes, strides)
         out += _dot(part, weights[product, tap], 1, 0)
-      out = out.reshape(plan.rows, plan.columns, -1)[:, : plan.out_size[1]]
-      width = plan.channels[1]
-      lanes = slice(product * width, (product + 1) * width)
-      out_ref[0, pl.ds(row, plan.rows), :, lanes] = out.astype(out_ref.dtype)
+      out = out.reshape(plan.rows, plan.columns, -1)[:, :width]
+      index = 0, pl.ds(row, plan.rows), pl.ds(0, width)
+      out_ref[*index, plan.outputs_of(product)] = out.astype(out_ref.dtype)
 
 
-def _backward_kernel(*refs, plan: tpu_plan.Plan):
-  count = len(plan.maps)
-  maps, (kernel_ref, dout_ref), dmaps = (
-    refs[:count],
-    refs[count : count + 2],
-    refs[count + 2 : 2 * count + 2],
-  )
-  dkernel_ref, x_frame, dx_frame, dout_frame, weights = refs[2 * count + 2 :]
+def differentiate_block(
+  plan: tpu_plan.Plan, x_frame, dx_frame, dout_frame, weights, dkernel_ref
+):
+  """Writes a frame of gradients of the maps, and adds to the kernel's."""
   inputs, gradients = plan.inputs((0, 0)), plan.gradients()
-
-  @pl.when(_is_first())
-  def _():
-    _spread(weights, kernel_ref, plan)
-    dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
-
-  _fill(x_frame, maps, inputs)
-  _fill(dout_frame, [dout_ref], gradients)
-  strides, width = plan.problem.strides, plan.channels[1]
+  strides = plan.problem.strides
 
   def differentiate(product, phase, taps, row):
     place = row * strides + phase[0], phase[1], inputs.lanes[product], strides
@@ -159,10 +137,10 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
       dout = _read(dout_frame, plan, top, first, gradients.lanes[product])
       part = _dot(dout, weights[product, tap], 1, 1)
       dx = part if dx is None else dx + part
-      dweights = _dot(x, dout, 0, 0).reshape(-1, plan.groups, width)
+      dweights = _dot(x, dout, 0, 0)
+      dweights = dweights.reshape(-1, plan.groups, plan.channels[1])
       dweights = jnp.where(_own(plan), dweights, 0).sum(1)
-      lanes = slice(product * width, (product + 1) * width)
-      dkernel_ref[0, tap, :, lanes] += dweights
+      dkernel_ref[0, tap, :, plan.outputs_of(product)] += dweights
     if dx is None:  # No output sees these pixels.
       dx = jnp.zeros(x.shape, jnp.float32)
     dx_frame[
@@ -176,6 +154,38 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     for product in plan.products:
       for phase, taps in plan.phases():
         differentiate(product, phase, taps, turn * plan.rows)
+
+
+def _is_first():
+  return (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+
+
+def _forward_kernel(*refs, plan: tpu_plan.Plan):
+  *maps, kernel_ref, out_ref, frame, weights = refs
+  pl.when(_is_first())(lambda: spread(weights, kernel_ref, plan))
+  fill(frame, maps, plan.inputs(plan.reach), pl.program_id(2))
+  convolve_block(plan, frame, weights, out_ref)
+
+
+def _backward_kernel(*refs, plan: tpu_plan.Plan):
+  count = len(plan.maps)
+  maps, (kernel_ref, dout_ref), dmaps, (dkernel_ref, *scratch) = (
+    refs[:count],
+    refs[count : count + 2],
+    refs[count + 2 : 2 * count + 2],
+    refs[2 * count + 2 :],
+  )
+  x_frame, dx_frame, dout_frame, weights = scratch
+  inputs, block = plan.inputs((0, 0)), pl.program_id(2)
+
+  @pl.when(_is_first())
+  def _():
+    spread(weights, kernel_ref, plan)
+    dkernel_ref[...] = jnp.zeros_like(dkernel_ref)
+
+  fill(x_frame, maps, inputs, block)
+  fill(dout_frame, [dout_ref], plan.gradients(), block)
+  differentiate_block(plan, *scratch, dkernel_ref)
 
   @functools.partial(lax.fori_loop, 0, inputs.span, init_val=None)
   def _(i, _):
@@ -200,7 +210,7 @@ def _forward(static, maps, kernel):
     [out] = kernels.call(
       functools.partial(_forward_kernel, plan=plan),
       'tpu',
-      [*map(_merge_maps, maps), _merge_taps(kernel)],
+      [*map(_merge_maps, maps), merge_taps(kernel)],
       [jax.ShapeDtypeStruct((images, *plan.out_size, features), kernel.dtype)],
       static[1],
       in_specs=[
@@ -208,7 +218,7 @@ def _forward(static, maps, kernel):
         _whole_spec(kernel),
       ],
       out_specs=[_block_spec(images, plan.gradients(), (features,))],
-      scratch_shapes=_scratch(plan, [side]),
+      scratch_shapes=scratch(plan, [side]),
       name='shift_convolution',
       **_parameters(plan, images, products=1, maps=1, outputs=1),
     )
@@ -225,8 +235,8 @@ def _backward(static, inputs, _, dout):
   def call(maps, dout, kernel):
     images = len(dout)
     merged = [_merge_maps(x) for x in maps]
-    taps = _merge_taps(kernel)
-    parts = _parts(images)
+    taps = merge_taps(kernel)
+    parts = parts_of(images)
     blocks = [_block_spec(images, side, x.shape[3:]) for x in merged]
     *dmaps, dkernel = kernels.call(
       functools.partial(_backward_kernel, plan=plan),
@@ -246,7 +256,7 @@ def _backward(static, inputs, _, dout):
         *blocks,
         pl.BlockSpec((1, *taps.shape), lambda part, *_: (part, 0, 0, 0)),
       ],
-      scratch_shapes=_scratch(plan, [side, side, gradients]),
+      scratch_shapes=scratch(plan, [side, side, gradients]),
       name='shift_convolution_gradients',
       **_parameters(plan, images, products=2, maps=2, outputs=1),
     )
@@ -269,17 +279,18 @@ def _merge_maps(x):
   return x.reshape(*x.shape[:3], -1)
 
 
-def _merge_taps(x):
+def merge_taps(x: jax.Array) -> jax.Array:
+  """[kh, kw, m, f] -> [kh * kw, m, f]."""
   return x.reshape(-1, *x.shape[2:])
 
 
-def _parts(images: int) -> int:
+def parts_of(images: int) -> int:
   """Halves of the images, for chips of two cores."""
   return 2 - images % 2
 
 
 def _image(images, part, i):
-  return part * (images // _parts(images)) + i
+  return part * (images // parts_of(images)) + i
 
 
 def _block_spec(images: int, side: tpu_plan.Side, channels):
@@ -301,11 +312,12 @@ def _halo_spec(images: int, side: tpu_plan.Side, channels):
 
 
 def _whole_spec(kernel):
-  shape = _merge_taps(kernel).shape
+  shape = merge_taps(kernel).shape
   return pl.BlockSpec(shape, lambda *_: (0, 0, 0))
 
 
-def _scratch(plan: tpu_plan.Plan, sides: Sequence[tpu_plan.Side]):
+def scratch(plan: tpu_plan.Plan, sides: Sequence[tpu_plan.Side]) -> list:
+  """Memory for frames, and for the weights with zeros between groups."""
   frames = [pltpu.VMEM(side.shape, jnp.float32) for side in sides]
   return [*frames, pltpu.VMEM(plan.weights, plan.problem.dtype)]
 
@@ -314,7 +326,7 @@ def _parameters(
   plan: tpu_plan.Plan, images: int, *, products: int, maps: int, outputs: int
 ):
   """Grid, compiler parameters and cost of a call on so many of each."""
-  parts = _parts(images)
+  parts = parts_of(images)
   return dict(
     grid=(parts, images // parts, plan.blocks),
     cost_estimate=plan.cost(images, products, maps, outputs),

@@ -137,6 +137,11 @@ class Plan(NamedTuple):
     """Lanes that a product takes and gives."""
     return sum(self.maps) * self.groups, self.outputs * self.groups
 
+  def outputs_of(self, product: int) -> slice:
+    """Channels of the outputs of a product."""
+    width = self.channels[1]
+    return slice(product * width, (product + 1) * width)
+
   def inputs(self, margins: tuple[int, int]) -> Side:
     """The maps; a product finds its groups of them side by side."""
     lanes, pieces = self._lanes(self.channels[0]), []
@@ -164,17 +169,14 @@ class Plan(NamedTuple):
 
   def gradients(self) -> Side:
     """The gradient of the outputs; a product finds its groups side by side."""
-    lanes, width = self._lanes(self.channels[1]), self.channels[1]
+    lanes = self._lanes(self.channels[1])
     rows, columns = (-(-x // self.problem.strides) for x in self.reach)
     return Side(
       self.out_size,
       self.rows * self.turns,
       (rows, columns),
       self.columns,
-      tuple(
-        Piece(0, slice(i * width, (i + 1) * width), lanes[i])
-        for i in self.products
-      ),
+      tuple(Piece(0, self.outputs_of(i), lanes[i]) for i in self.products),
       lanes,
     )
 
@@ -261,11 +263,14 @@ class Plan(NamedTuple):
         )
       )
     frames = 4 * (2 * math.prod(inputs.shape) + math.prod(gradients.shape))
-    products, taps, width, out_width = self.weights
-    weights = (
-      products * taps * kernels.map_bytes((1, width), out_width, itemsize)
-    )
-    return 2 * fetched + frames + weights
+    return 2 * fetched + frames + self.weight_bytes
+
+  @property
+  def weight_bytes(self) -> int:
+    """What the weights with their zeros take."""
+    products, taps, *channels = self.weights
+    size = products * taps, channels[0]
+    return kernels.map_bytes(size, channels[1], self.problem.dtype.itemsize)
 
 
 def make_plan(
