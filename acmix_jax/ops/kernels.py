@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32
@@ -45,7 +46,22 @@ def dot(
 ) -> Float32[Array, '_ _']:
   """Product of two matrices over one axis of each."""
   axes = ((axis_x,), (axis_y,)), ((), ())
-  return lax.dot_general(x, y, axes, preferred_element_type=jax.numpy.float32)
+  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+
+
+def repeat(count: Any, body: Callable[[Any], None]):
+  """Calls body(number) so often, with 32-bit numbers beside 64-bit ones, too.
+
+  Args:
+    count: Turns, static or not.
+    body: Function of the number of the turn.
+  """
+  first = 0 if isinstance(count, int) else jnp.zeros_like(count)
+
+  def turn(number, _):
+    body(lax.convert_element_type(number, jnp.int32))
+
+  lax.fori_loop(first, count, turn, None)
 
 
 def round_up(size: int, multiple: int) -> int:

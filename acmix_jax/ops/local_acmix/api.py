@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from acmix_jax.ops import implementations, local_attention, shift_convolution
 from acmix_jax.ops.local_acmix import geometry, pallas_tpu
+from acmix_jax.ops.local_attention import api
 
 
 def _separate(problem, q, k, v, slopes, kernel, alpha):
@@ -71,7 +72,12 @@ def local_acmix(
 
   Returns:
     The sum, in the dtype of v.
+
+  Raises:
+    ValueError: Shapes disagree, the window is not centred, the map is too
+      small to reflect, or the implementation is unknown or cannot serve.
   """
+  api.check(q, k, v, slopes, kernel_size, 1, dilation)
   problem = geometry.describe(q, k, v, kernel, kernel_size, dilation)
   return implementations.run(
     IMPLEMENTATIONS,

@@ -6,6 +6,7 @@ kernels of `local_attention` and `shift_convolution`, one after the other.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -50,10 +51,10 @@ class _Plan(NamedTuple):
     return rows, columns, attention.channels
 
   @property
-  def frames(self) -> list[tuple[int, int, int]]:
-    """Shapes of the convolution's frames of maps and of their gradients."""
+  def frames(self) -> list[tuple[int, ...]]:
+    """Shapes of the frames of maps, and of gradients of maps and outputs."""
     maps = self.convolution.inputs((0, 0)).shape
-    return [(max(maps[0], self.shape[0]), *maps[1:])] * 2
+    return [maps, maps, self.convolution.gradients().shape]
 
   @property
   def vmem_bytes(self) -> int:
@@ -64,10 +65,9 @@ class _Plan(NamedTuple):
       return kernels.map_bytes(shape[:2], shape[2], itemsize)
 
     maps = 2 * 7 * size(self.shape, itemsize) + 3 * size(self.shape, 4)
-    frames = [*self.frames, self.convolution.gradients().shape]
     return (
       maps
-      + sum(size(shape, 4) for shape in frames)
+      + sum(4 * math.prod(shape) for shape in self.frames)
       + self.convolution.weight_bytes
       + self.attention.logit_bytes
     )
@@ -156,10 +156,9 @@ def _forward_kernel(*refs, plan: _Plan):
 
 def _backward_kernel(*refs, plan: _Plan):
   (*inputs, taps_ref, alpha_ref, dout_ref), refs = refs[:9], refs[9:]
-  (*dmaps, dtaps_ref, dalpha_ref), (*sums, x, dx, dout, weights) = (
-    refs[:5],
-    refs[5:],
-  )
+  dmaps, results, sums = refs[:3], refs[3:6], refs[6:9]
+  dtaps_ref, dalpha_ref, dslopes_ref = results
+  x, dx, dout, weights = refs[9:]
   attention, convolution = plan
   inputs = attention_kernel.Inputs(*inputs)
   side = convolution.inputs((0, 0))
@@ -167,8 +166,8 @@ def _backward_kernel(*refs, plan: _Plan):
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, taps_ref, convolution)
-    dtaps_ref[...] = jnp.zeros_like(dtaps_ref)
-    dalpha_ref[...] = jnp.zeros_like(dalpha_ref)
+    for ref in results:
+      ref[...] = jnp.zeros_like(ref)
 
   convolution_kernel.fill(x, inputs[:3], side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
@@ -187,16 +186,22 @@ def _backward_kernel(*refs, plan: _Plan):
   )
 
   # All gradients are alpha times those of the attention alone.
-  @functools.partial(lax.fori_loop, 0, side.size[0], init_val=None)
-  def _(i, _):
+  @functools.partial(kernels.repeat, side.size[0])
+  def _(i):
     width = side.size[1]
-    for number, source, target in side.pieces:
-      total = dx[i, :width, target]
+    for number, source, sheet, target in side.pieces:
+      total = dx[sheet, i, :width, target]
       total += alpha_ref[0] * sums[number][i, :width, source]
       dmaps[number][0, i, :width, source] = total.astype(dmaps[number].dtype)
     # The sum of dout * attended, as the attention is linear in the values.
     v = inputs.v[0, i, :width].astype(jnp.float32)
     dalpha_ref[0] += (v * sums[2][i, :width]).sum(0, keepdims=True)
+    dk = alpha_ref[0] * sums[1][i, :width]
+    column = lax.broadcasted_iota(jnp.int32, dk.shape, 0).astype(jnp.float32)
+    row = i.astype(jnp.float32) - attention_geometry.middle(side.size[0])
+    column -= attention_geometry.middle(width)
+    dslopes_ref[0, 0:1] -= (row * dk).sum(0, keepdims=True)
+    dslopes_ref[0, 1:2] -= (column * dk).sum(0, keepdims=True)
 
 
 def _forward(static, q, k, v, *shared):
@@ -224,33 +229,35 @@ def _forward(static, q, k, v, *shared):
 def _backward(static, inputs, _, dout):
   plan = _make_plan(static[0])
   q, k, v, slopes, kernel, alpha = inputs
-  gradients = plan.convolution.gradients().shape
 
   def call(q, k, v, dout, *shared):
     maps = [attention_kernel.merge_heads(x) for x in (q, k, v)]
     taps = convolution_kernel.merge_taps(kernel).shape
-    *dmaps, dtaps, dalpha = _call(
+    channels = plan.attention.channels
+    dq, dk, dv, *sums = _call(
       _backward_kernel,
       static,
       [*maps, dout],
       shared,
       outputs=3,
-      sums=[taps, (1, plan.attention.channels)],
+      sums=[taps, (1, channels), (2, channels)],
       scratch_shapes=[
         *[pltpu.VMEM(plan.shape, jnp.float32)] * 3,
-        *[pltpu.VMEM(x, jnp.float32) for x in (*plan.frames, gradients)],
+        *[pltpu.VMEM(x, jnp.float32) for x in plan.frames],
         pltpu.VMEM(plan.convolution.weights, kernel.dtype),
       ],
       cost_estimate=plan.cost(len(q), maps=7, products=(7, 2)),
       name='local_acmix_gradients',
     )
-    return *(x.reshape(q.shape) for x in dmaps), dtaps, dalpha
+    dmaps = [x.reshape(q.shape) for x in (dq, dk, dv)]
+    return *dmaps, *sums
 
-  dq, dk, dv, dtaps, dalpha = sharding.split_images(
+  dq, dk, dv, dtaps, dalpha, dslopes = sharding.split_images(
     call, q, k, v, dout, shared=[slopes, kernel, alpha]
   )
   dkernel = dtaps.sum(0).reshape(kernel.shape).astype(kernel.dtype)
-  dslopes = attention_geometry.slope_gradient(dk)
+  # Heads share the position.
+  dslopes = dslopes.sum(0).reshape(2, -1, slopes.shape[1]).sum(1)
   return dq, dk, dv, dslopes, dkernel, dalpha.sum()
 
 

@@ -1,5 +1,7 @@
 """Attention of each pixel over the window around it, reflected at borders."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -94,7 +96,7 @@ def local_attention(
     ValueError: Shapes disagree, the window is not centred, the map is too
       small to reflect, or the implementation is unknown or cannot serve.
   """
-  _check(q, k, v, slopes, kernel_size, strides, dilation)
+  check(q, k, v, slopes, kernel_size, strides, dilation)
   # q . position[query] is the same for all keys of a window, so it leaves the
   # softmax unchanged: only the key's side of the term is needed.
   if slopes is None:
@@ -107,7 +109,16 @@ def local_attention(
   )
 
 
-def _check(q, k, v, slopes, kernel_size, strides, dilation):
+def check(
+  q: Any,
+  k: Any,
+  v: Any,
+  slopes: Any,
+  kernel_size: int,
+  strides: int,
+  dilation: int,
+) -> None:
+  """Raises the ValueError of `local_attention`."""
   name = 'local_attention'
   if q.ndim != 5 or not q.shape == k.shape == v.shape:
     raise ValueError(

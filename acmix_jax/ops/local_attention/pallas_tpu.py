@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -114,12 +115,14 @@ def _for_each_band(plan: tpu_plan.Plan, block, body):
   """Calls body(band) for the bands of a block, one after the other."""
   rows, columns = plan.bands
   # Of the last blocks there may be none left.
-  count = (rows - block * plan.turns).clip(0, plan.turns)
+  count = (rows - block * plan.turns).clip(0, plan.turns) * columns
+  static = isinstance(count, np.integer)
 
-  @functools.partial(lax.fori_loop, 0, count * columns, init_val=None)
-  def _(number, _):
+  @functools.partial(kernels.repeat, int(count) if static else count)
+  def _(number):
     # Those of jnp ask which chip it is, which a machine without one can't say.
-    row, column = lax.div(number, columns), lax.rem(number, columns)
+    size = number.dtype.type(columns)
+    row, column = lax.div(number, size), lax.rem(number, size)
     body(_Band(plan, block, row, column))
 
 

@@ -65,15 +65,16 @@ def fill(frame, refs, side: tpu_plan.Side, block):
   """Copies the pixels of a block into a frame of zeros."""
   height, width = side.size
 
-  @functools.partial(lax.fori_loop, 0, side.shape[0], init_val=None)
-  def _(i, _):
+  @functools.partial(kernels.repeat, side.rows)
+  def _(i):
     row = block * side.block - side.margins[0] + i
     place = (row - side.first(block)).clip(0, side.span - 1)
-    frame[i] = jnp.zeros(side.shape[1:], jnp.float32)
-    for number, source, target in side.pieces:
+    for sheet in range(side.shape[0]):
+      frame[sheet, i] = jnp.zeros(side.shape[2:], jnp.float32)
+    for number, source, sheet, target in side.pieces:
       x = refs[number][0, place, :width, source].astype(jnp.float32)
       x = jnp.where((row >= 0) & (row < height), x, 0)
-      frame[i, side.left : side.left + width, target] = x
+      frame[sheet, i, side.left : side.left + width, target] = x
 
 
 def _own(plan: tpu_plan.Plan):
@@ -94,12 +95,31 @@ def spread(weights, kernel_ref, plan: tpu_plan.Plan):
       weights[product, tap] = x.reshape(plan.channels).astype(weights.dtype)
 
 
+def _sheets(lanes: slice):
+  """Sheets of a frame with these lanes, each as a slice."""
+  first, end = lanes.start // kernels.LANES, -(-lanes.stop // kernels.LANES)
+  return [slice(i, i + 1) for i in range(first, end)]
+
+
 def _read(frame, plan: tpu_plan.Plan, row, column, lanes, strides=1):
   """The pixels of a product [rows * columns, lanes], any column the first."""
-  x = frame[
-    pl.ds(row, plan.rows, strides), pl.ds(column, plan.columns, strides), lanes
-  ]
-  return x.reshape(-1, x.shape[-1]).astype(plan.problem.dtype)
+  rows = pl.ds(row, plan.rows, strides)
+  columns = pl.ds(column, plan.columns, strides)
+  parts = [frame[sheet, rows, columns] for sheet in _sheets(lanes)]
+  parts = [x.reshape(-1, kernels.LANES) for x in parts]
+  x = jnp.concatenate(parts, 1)[:, : lanes.stop - lanes.start]
+  return x.astype(plan.problem.dtype)
+
+
+def _write(frame, plan: tpu_plan.Plan, row, column, lanes, strides, x):
+  """The reverse of `_read`."""
+  rows = pl.ds(row, plan.rows, strides)
+  columns = pl.ds(column, plan.columns, strides)
+  if missing := -x.shape[1] % kernels.LANES:
+    x = jnp.concatenate([x, jnp.zeros((len(x), missing), x.dtype)], 1)
+  for i, sheet in enumerate(_sheets(lanes)):
+    part = x[:, i * kernels.LANES : (i + 1) * kernels.LANES]
+    frame[sheet, rows, columns] = part.reshape(1, plan.rows, plan.columns, -1)
 
 
 def convolve_block(plan: tpu_plan.Plan, frame, weights, out_ref):
@@ -108,8 +128,8 @@ def convolve_block(plan: tpu_plan.Plan, frame, weights, out_ref):
   strides, dilation = plan.problem.strides, plan.problem.dilation
   left = side.left - plan.reach[1]
 
-  @functools.partial(lax.fori_loop, 0, plan.turns, init_val=None)
-  def _(turn, _):
+  @functools.partial(kernels.repeat, plan.turns)
+  def _(turn):
     row = turn * plan.rows
     for product, lanes in enumerate(side.lanes):
       out = 0
@@ -143,14 +163,10 @@ def differentiate_block(
       dkernel_ref[0, tap, :, plan.outputs_of(product)] += dweights
     if dx is None:  # No output sees these pixels.
       dx = jnp.zeros(x.shape, jnp.float32)
-    dx_frame[
-      pl.ds(place[0], plan.rows, strides),
-      pl.ds(place[1], plan.columns, strides),
-      inputs.lanes[product],
-    ] = dx.reshape(plan.rows, plan.columns, -1)
+    _write(dx_frame, plan, *place, dx)
 
-  @functools.partial(lax.fori_loop, 0, plan.turns, init_val=None)
-  def _(turn, _):
+  @functools.partial(kernels.repeat, plan.turns)
+  def _(turn):
     for product in plan.products:
       for phase, taps in plan.phases():
         differentiate(product, phase, taps, turn * plan.rows)
@@ -187,10 +203,10 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   fill(dout_frame, [dout_ref], plan.gradients(), block)
   differentiate_block(plan, *scratch, dkernel_ref)
 
-  @functools.partial(lax.fori_loop, 0, inputs.span, init_val=None)
-  def _(i, _):
-    for number, source, target in inputs.pieces:
-      dx = dx_frame[i, : plan.size[1], target]
+  @functools.partial(kernels.repeat, inputs.span)
+  def _(i):
+    for number, source, sheet, target in inputs.pieces:
+      dx = dx_frame[sheet, i, : plan.size[1], target]
       dmaps[number][0, i, :, source] = dx.astype(dmaps[number].dtype)
 
 

@@ -21,12 +21,26 @@ class Piece(NamedTuple):
   Attributes:
     number: Number of the array.
     source: Lanes of it.
-    target: Lanes of the frame.
+    sheet: Sheet of the frame.
+    target: Lanes of that.
   """
 
   number: int
   source: slice
+  sheet: int
   target: slice
+
+
+def _cut(number: int, source: slice, start: int) -> list[Piece]:
+  """Pieces of lanes that begin at one of the lanes of all sheets."""
+  pieces, first = [], source.start
+  while first < source.stop:
+    sheet, lane = divmod(start, kernels.LANES)
+    width = min(source.stop - first, kernels.LANES - lane)
+    target = slice(lane, lane + width)
+    pieces.append(Piece(number, slice(first, first + width), sheet, target))
+    first, start = first + width, start + width
+  return pieces
 
 
 class Side(NamedTuple):
@@ -38,7 +52,7 @@ class Side(NamedTuple):
     margins: Rows and columns that it sees around them.
     columns: Columns of a frame, without its margins.
     pieces: What of the arrays is where in the frame.
-    lanes: Lanes of each product in the frame.
+    lanes: Lanes of each product in all sheets.
   """
 
   size: tuple[int, int]
@@ -54,18 +68,27 @@ class Side(NamedTuple):
     return kernels.round_up(self.margins[1], _ALIGN)
 
   @property
-  def shape(self) -> tuple[int, int, int]:
-    """Rows, columns and lanes of the frame."""
+  def rows(self) -> int:
+    """Rows of the frame."""
+    return self.block + 2 * self.margins[0]
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """Sheets, rows, columns and lanes of the frame.
+
+    The compiler skips pixels of arrays of 128 lanes only.
+    """
     return (
-      self.block + 2 * self.margins[0],
+      -(-self.lanes[-1].stop // kernels.LANES),
+      self.rows,
       kernels.round_up(self.left + self.columns + self.margins[1], _ALIGN),
-      kernels.round_up(self.lanes[-1].stop, kernels.LANES),
+      kernels.LANES,
     )
 
   @property
   def span(self) -> int:
     """Rows of the map that a program fetches."""
-    return min(self.shape[0], self.size[0])
+    return min(self.rows, self.size[0])
 
   def first(self, block):
     """The first of them."""
@@ -154,8 +177,7 @@ class Plan(NamedTuple):
           width, count = maps * self.groups, 1
         for i in range(count):
           first = i * self.problem.depth + product * self.groups
-          target = slice(start, start + width)
-          pieces.append(Piece(number, slice(first, first + width), target))
+          pieces += _cut(number, slice(first, first + width), start)
           start += width
     strides = self.problem.strides
     return Side(
@@ -176,7 +198,11 @@ class Plan(NamedTuple):
       self.rows * self.turns,
       (rows, columns),
       self.columns,
-      tuple(Piece(0, self.outputs_of(i), lanes[i]) for i in self.products),
+      tuple(
+        piece
+        for i in self.products
+        for piece in _cut(0, self.outputs_of(i), lanes[i].start)
+      ),
       lanes,
     )
 
