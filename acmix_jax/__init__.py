@@ -1,7 +1,7 @@
 """ACmix and convolution-attention hybrids in JAX/Flax."""
 
 from acmix_jax import cpu_kernels
-from acmix_jax.models import create_model, list_models
+from acmix_jax.models import create_model, list_heads, list_models
 from acmix_jax.nn.acmix import ACmix
 from acmix_jax.version import __version__
 from acmix_jax.weights import from_torch, load_weights
@@ -12,6 +12,7 @@ __all__ = [
   'cpu_kernels',
   'create_model',
   'from_torch',
+  'list_heads',
   'list_models',
   'load_weights',
 ]

@@ -1,13 +1,13 @@
 """Work in PyTorch, the official code above all, served to `harness.Peer`.
 
-Runs in an interpreter with PyTorch and imports nothing else of the project. Its
+Runs in an interpreter with PyTorch and without the project's packages. Its
 one argument is a JSON object that describes the work; once that is done for the
 first time, a line of JSON says so. Then each line with a number makes it do the
 work that many times and answer the seconds.
 """
 
 import functools
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks import torch_segmenters
 
 Options = types.SimpleNamespace
 
@@ -68,16 +70,29 @@ def _stand_in(name: str, **members: Any) -> None:
   vars(sys.modules[name]).update(members)
 
 
-def _load(root: str, path: str) -> types.ModuleType:
-  """Imports a file of the official code, with its folder on the path."""
+def _load(root: str, path: str, package: str = '') -> types.ModuleType:
+  """Imports a file of the official code, with its folder on the path.
+
+  Args:
+    root: folder of the code.
+    path: file below it.
+    package: dotted name of the package of which the file takes itself for a
+      part; its parents may be stand-ins.
+  """
   file = pathlib.Path(root, path)
   if not root or not file.is_file():
     raise FileNotFoundError(f'no {path} in the official code {root!r}')
   sys.path.insert(0, str(file.parent))
-  return importlib.import_module(file.stem)
+  name = f'{package}.{file.stem}' if package else file.stem
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = sys.modules[name] = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
-def _load_with_timm(root: str, path: str) -> types.ModuleType:
+def _load_with_timm(
+  root: str, path: str, package: str = ''
+) -> types.ModuleType:
   _stand_in(
     'timm.models.layers',
     DropPath=DropPath,
@@ -86,7 +101,7 @@ def _load_with_timm(root: str, path: str) -> types.ModuleType:
   )
   _stand_in('timm.models.registry', register_model=lambda function: function)
   _stand_in('timm.models.vision_transformer', _cfg=dict)
-  return _load(root, path)
+  return _load(root, path, package)
 
 
 def _resnet_acmix(o: Options, layers: list[int]) -> nn.Module:
@@ -127,6 +142,61 @@ def _swin(o: Options, layers: list[int], suffix: str) -> nn.Module:
   )
 
 
+def _register(module: Any = None) -> Callable:
+  return lambda member: member
+
+
+def _load_segmentation(
+  root: str, path: str, package: str = ''
+) -> types.ModuleType:
+  """Imports a backbone that is written for mmsegmentation."""
+  builder = types.SimpleNamespace(register_module=_register)
+  _stand_in('mmcv_custom', load_checkpoint=None)
+  _stand_in('mmcv.runner', load_checkpoint=None)
+  _stand_in('mmseg.utils', get_root_logger=None)
+  _stand_in('mmseg.models.builder', BACKBONES=builder)
+  return _load_with_timm(root, path, package)
+
+
+def _pvt_maps(o: Options, name: str) -> nn.Module:
+  module = _load_segmentation(o.pvt, 'segmentation/pvt.py')
+  # The released constructors fix the size and the drop path of 0.1.
+  return getattr(module, name)()
+
+
+def _swin_maps(o: Options, layers: list[int]) -> nn.Module:
+  module = _load_segmentation(
+    o.swin_segmentation,
+    'mmseg/models/backbones/swin_transformer.py',
+    'mmseg.models.backbones',
+  )
+  return module.SwinTransformer(depths=layers, drop_path_rate=o.drop_path)
+
+
+# Backbones that give maps, with the channels of these.
+_BACKBONES = {
+  **{
+    name: (functools.partial(_pvt_maps, name=name), [64, 128, 320, 512])
+    for name in ('pvt_tiny', 'pvt_small')
+  },
+  **{
+    f'swin_{size}': (
+      functools.partial(_swin_maps, layers=layers),
+      [96, 192, 384, 768],
+    )
+    for size, layers in _SWINS.items()
+  },
+}
+
+
+def _segmenter(o: Options) -> nn.Module:
+  if o.backbone not in _BACKBONES:
+    raise KeyError(f'no official code of {o.backbone} for segmentation')
+  make, channels = _BACKBONES[o.backbone]
+  head = torch_segmenters.HEADS[o.model](channels, o.num_classes)
+  return torch_segmenters.Segmenter(make(o), head)
+
+
 # By our name of the model.
 _MODELS = {
   **{
@@ -153,12 +223,18 @@ _MODELS = {
 
 def _train_step(o: Options) -> Callable[[], None]:
   """One update of an official model on one batch."""
-  if o.model not in _MODELS:
+  if o.model in torch_segmenters.HEADS:
+    net, objective = _segmenter(o), torch_segmenters.objective
+    label_shape = (o.batch, o.image_size, o.image_size)
+  elif o.model in _MODELS:
+    net = _MODELS[o.model](o)
+    objective = nn.CrossEntropyLoss(label_smoothing=o.label_smoothing)
+    label_shape = (o.batch,)
+  else:
     raise KeyError(f'no official code of {o.model}')
-  net = _MODELS[o.model](o).to(o.device).train()
+  net = net.to(o.device).train()
   images = torch.randn(o.batch, 3, o.image_size, o.image_size, device=o.device)
-  labels = torch.randint(o.num_classes, (o.batch,), device=o.device)
-  objective = nn.CrossEntropyLoss(label_smoothing=o.label_smoothing)
+  labels = torch.randint(o.num_classes, label_shape, device=o.device)
   make = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}[o.optimizer]
   optimizer = make(net.parameters(), **o.optimizer_options)
 
@@ -231,6 +307,41 @@ def _flex_attention(o: Options) -> Callable[[], None]:
   return step
 
 
+def _nms(o: Options) -> Callable[[], None]:
+  """NMS of torchvision."""
+  from torchvision import ops
+
+  boxes, scores = (
+    torch.tensor(x, dtype=torch.float32, device=o.device)
+    for x in (o.boxes, o.scores)
+  )
+  return lambda: ops.nms(boxes, scores, o.threshold)
+
+
+def _roi_align(o: Options, gradient: bool) -> Callable[[], None]:
+  """RoIAlign of torchvision, on each level for its boxes."""
+  from torchvision import ops
+
+  boxes = torch.tensor(o.boxes, dtype=torch.float32, device=o.device)
+  maps = [_random(o, *shape).requires_grad_(gradient) for shape in o.shapes]
+
+  def step():
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    level = torch.log2(sides / o.finest_side + 1e-6).floor()
+    level = level.clamp(0, len(maps) - 1)
+    rois = functional.pad(boxes, (1, 0))
+    out = boxes.new_zeros(len(boxes), maps[0].shape[1], *[o.output_size] * 2)
+    for i, (x, stride) in enumerate(zip(maps, o.strides, strict=True)):
+      here = (level == i).nonzero().squeeze(1)
+      out[here] = ops.roi_align(
+        x, rois[here], o.output_size, 1 / stride, 0, aligned=True
+      )
+    if gradient:
+      torch.autograd.grad(out, maps, torch.ones_like(out))
+
+  return step
+
+
 def _autocast(o: Options) -> torch.autocast:
   dtype = getattr(torch, o.dtype)
   return torch.autocast(o.device, dtype, enabled=dtype != torch.float32)
@@ -243,6 +354,9 @@ def _random(o: Options, *shape: int) -> torch.Tensor:
 _WORKS = {
   'flex_attention': _flex_attention,
   'layer': _layer,
+  'nms': _nms,
+  'roi_align': functools.partial(_roi_align, gradient=False),
+  'roi_align_gradient': functools.partial(_roi_align, gradient=True),
   'train_step': _train_step,
 }
 

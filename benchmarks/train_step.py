@@ -1,13 +1,14 @@
 r"""One update of a model, against its baseline and the official PyTorch code.
 
 python -m benchmarks.train_step --acmix=DIR --san=DIR --pvt=DIR \
-  [--torch_python=FILE] [--models=resnet26_acmix,san10] [--dtype=bfloat16]
+  --swin_segmentation=DIR [--torch_python=FILE] [--dtype=bfloat16] \
+  [--models=resnet26_acmix,san10,upernet:swin_tiny]
 
 The update is that of the training loop (forward, backward, optimiser, batch
 statistics, metrics) with the optimiser of the model's config, on one batch of
 noise, without mixing and erasing. The baseline of X_acmix is X. The official
 models run under PyTorch's own optimisers with the same settings, under autocast
-unless in float32.
+unless in float32; the heads of segmenters are written from torch.nn.
 """
 
 import argparse
@@ -43,14 +44,20 @@ def make_config(
   name: str, args: argparse.Namespace
 ) -> ml_collections.ConfigDict:
   """The model's config on one device and without mixing of images."""
-  config = importlib.import_module(f'configs.{name}').get_config()
+  head, _, backbone = name.rpartition(':')
+  if head:
+    module = importlib.import_module(f'configs.ade20k_{head}')
+    config = module.get_config(backbone)
+    config.data.crop_size = args.image_size
+  else:
+    config = importlib.import_module(f'configs.{name}').get_config()
+    config.data.image_size = args.image_size
+    augment = config.augment
+    augment.erasing_probability = augment.mixup_probability = 0.0
+    augment.mixup_alpha = augment.cutmix_alpha = 0.0
   config.model.dtype = args.dtype
-  config.data.image_size = args.image_size
   config.train.batch_size = args.batch
   config.mesh.data = 1
-  augment = config.augment
-  augment.erasing_probability = augment.mixup_probability = 0.0
-  augment.mixup_alpha = augment.cutmix_alpha = 0.0
   return config
 
 
@@ -66,7 +73,7 @@ class Update:
     training = build.Training(
       config, mesh_lib.make_mesh(config.mesh), steps_per_epoch=1000
     )
-    self._batch = mesh_lib.to_devices(_noise(config), training.mesh)
+    self._batch = mesh_lib.to_devices(_noise(training.task), training.mesh)
     start = time.perf_counter()
     lowered = training.update.lower(training.state_shapes, self._batch)
     self._update = lowered.compile()
@@ -92,14 +99,20 @@ def _learning_rate(config):
   return rate * config.train.batch_size / reference if reference else rate
 
 
-def _noise(config):
+def _noise(task):
+  """A training batch: random pixels and classes, no example left out."""
   rng = np.random.default_rng(0)
-  b, size = config.train.batch_size, config.data.image_size
-  return {
-    'image': rng.integers(0, 256, (b, size, size, 3), np.uint8),
-    'label': rng.integers(0, config.model.num_classes, b, np.int32),
-    'mask': np.ones(b, bool),
-  }
+  (shapes,) = task.batch_shapes('train')
+
+  def fill(key, shape):
+    if key == 'mask':
+      return np.ones(shape.shape, shape.dtype)
+    if key == 'size':
+      return np.full(shape.shape, shapes['image'].shape[1], shape.dtype)
+    end = 256 if key == 'image' else task.config.model.num_classes
+    return rng.integers(0, end, shape.shape, shape.dtype)
+
+  return {key: fill(key, shape) for key, shape in shapes.items()}
 
 
 def measure(
@@ -163,15 +176,17 @@ def _request(config, args):
   return {
     'work': 'train_step',
     'model': model.name,
+    'backbone': model.get('backbone', ''),
     'acmix': args.acmix,
     'san': args.san,
     'pvt': args.pvt,
+    'swin_segmentation': args.swin_segmentation,
     'batch': config.train.batch_size,
-    'image_size': config.data.image_size,
+    'image_size': args.image_size,
     'num_classes': model.num_classes,
     'dtype': model.dtype,
     'drop_path': model.drop_path if 'drop_path' in model else 0.0,
-    'label_smoothing': config.loss.label_smoothing,
+    'label_smoothing': config.loss.get('label_smoothing', 0.0),
     'optimizer': settings.name,
     'optimizer_options': options,
     'clip_norm': settings.clip_norm,
@@ -185,13 +200,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   harness.add_arguments(parser)
   harness.add_peer_arguments(
-    parser, acmix='LeapLabTHU/ACmix', san='hszhao/SAN', pvt='whai362/PVT'
+    parser,
+    acmix='LeapLabTHU/ACmix',
+    san='hszhao/SAN',
+    pvt='whai362/PVT',
+    swin_segmentation='SwinTransformer/Swin-Transformer-Semantic-Segmentation',
   )
   parser.add_argument(
     '--models',
     type=harness.list_of(str),
     default=_MODELS,
-    help='names of configs (default: %(default)s)',
+    help='names of models, HEAD:BACKBONE of segmenters (default: %(default)s)',
   )
   parser.add_argument(
     '--dtype',

@@ -51,7 +51,7 @@ class NormPooledHead(Head):
     """Logits of the last stage."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     *_, x = stages.values()
-    x = nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
+    x = layers.LayerNorm(1e-5, **dtypes, name='norm')(x)
     dense = transformer.dense(self.num_classes, **dtypes, name='dense')
     return dense(x.mean(axis=(1, 2)))
 
@@ -61,7 +61,7 @@ class TokenHead(Head):
 
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.norm = nn.LayerNorm(pvt.EPSILON, **dtypes)
+    self.norm = layers.LayerNorm(pvt.EPSILON, **dtypes)
     self.dense = transformer.dense(self.num_classes, **dtypes)
 
   @nn.compact

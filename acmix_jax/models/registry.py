@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from acmix_jax import lookup
-from acmix_jax.models import classifier, segmenters
+from acmix_jax.models import classifier, detection, segmenters
 from acmix_jax.models.backbones import backbone, pvt, resnet, san, swin
 
 
@@ -87,6 +87,10 @@ _MODELS = {
 }
 
 
+# Fields that flax gives every module.
+_OF_EVERY_MODULE = ('parent', 'name')
+
+
 class _DenseHead(NamedTuple):
   """A model of dense prediction on any backbone.
 
@@ -106,13 +110,21 @@ class _DenseHead(NamedTuple):
   def fields(self) -> list[str]:
     """Names of the fields of its own."""
     parameters = inspect.signature(self.make).parameters.values()
-    return [x.name for x in parameters if x.kind == x.KEYWORD_ONLY]
+    return [
+      x.name
+      for x in parameters
+      if x.kind == x.KEYWORD_ONLY and x.name not in _OF_EVERY_MODULE
+    ]
 
 
 _SEGMENTATION = {swin.Swin: {'dense': True}, pvt.PVT: {'token_position': True}}
+_DETECTION = {swin.Swin: {'dense': True}}
 _HEADS = {
   'semantic_fpn': _DenseHead(segmenters.semantic_fpn, 150, _SEGMENTATION),
   'upernet': _DenseHead(segmenters.upernet, 150, _SEGMENTATION),
+  'retinanet': _DenseHead(detection.RetinaNet, 80, _DETECTION),
+  'mask_rcnn': _DenseHead(detection.MaskRCNN, 80, _DETECTION),
+  'cascade_mask_rcnn': _DenseHead(detection.CascadeMaskRCNN, 80, _DETECTION),
 }
 _NUM_CLASSES = 1000  # of a classifier
 
@@ -182,14 +194,17 @@ def create_model(
     model = create_model('upernet', backbone='swin_tiny_acmix')
     logits = model.apply(variables, images)       # [b, h / 4, w / 4, classes]
 
+    model = create_model('mask_rcnn', backbone='swin_tiny_acmix')
+    detections = model.apply(variables, images, sizes)   # see `detection`
+
   Args:
     name: One of `list_models()`, or of `list_heads()`.
-    num_classes: Number of logits; None: 1000, the classes of ImageNet, or 150
-      of a segmenter, those of ADE20K.
+    num_classes: Number of classes; None: 1000, those of ImageNet, of a
+      segmenter 150, those of ADE20K, and of a detector 80, those of COCO.
     dtype: Computation dtype; parameters are float32 by default.
     backbone: Backbone of a head: one of `list_models()`.
     **overrides: Any other field of the backbone, see `make_backbone`, or of the
-      head, see `segmenters`.
+      head, see `segmenters` and `detection`.
 
   Raises:
     KeyError: No model or backbone has that name.
@@ -235,7 +250,7 @@ def _backbone_fields(row: _Row) -> list[str]:
   return [
     field.name
     for field in dataclasses.fields(row.family.backbone)
-    if field.init and field.name not in ('parent', 'name')
+    if field.init and field.name not in _OF_EVERY_MODULE
   ]
 
 

@@ -23,14 +23,14 @@ class Segmenter(nn.Module):
 
   Attributes:
     backbone: Backbone.
-    head: Head, of all stages or all levels of the neck.
     neck: Neck; None: the head takes the stages as they are.
+    head: Head, of all stages or all levels of the neck.
     auxiliary: Head of the last stage but one, for training alone; None: none.
   """
 
   backbone: backbone_lib.Backbone
+  neck: fpn.FPN | None
   head: segmentation.SegmentationHead
-  neck: fpn.FPN | None = None
   auxiliary: segmentation.SegmentationHead | None = None
 
   def features(
@@ -112,8 +112,8 @@ def semantic_fpn(
   dtypes = dict(dtype=backbone.dtype, param_dtype=backbone.param_dtype)
   return Segmenter(
     backbone,
+    fpn.FPN(neck_features, start=neck_start, **dtypes),
     segmentation.SemanticFPNHead(num_classes, head_features, dropout, **dtypes),
-    neck=fpn.FPN(neck_features, start=neck_start, **dtypes),
   )
 
 
@@ -139,10 +139,9 @@ def upernet(
   dtypes = dict(dtype=backbone.dtype, param_dtype=backbone.param_dtype)
   return Segmenter(
     backbone,
+    None,
     segmentation.UPerHead(
       num_classes, head_features, dropout, **dtypes, bins=bins
     ),
-    auxiliary=segmentation.FCNHead(
-      num_classes, auxiliary_features, dropout, **dtypes
-    ),
+    segmentation.FCNHead(num_classes, auxiliary_features, dropout, **dtypes),
   )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from acmix_jax.nn import checks
 from acmix_jax.ops import xla_cpu
@@ -80,8 +80,9 @@ class Conv(nn.Module):
     features: Output channels.
     kernel_size: Odd side of the kernel.
     strides: Pixels between outputs.
-    use_bias: Whether there is a bias, which starts at 0.
+    use_bias: Whether there is a bias.
     kernel_init: Start value of the kernel. Default: PyTorch's.
+    bias_init: Start value of the bias. Default: 0.
     dtype: Computation dtype; None: that of the input and parameters.
     param_dtype: Parameter dtype.
   """
@@ -91,6 +92,7 @@ class Conv(nn.Module):
   strides: int = 1
   use_bias: bool = False
   kernel_init: initializers.Initializer = TORCH_KERNEL
+  bias_init: initializers.Initializer = initializers.zeros
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
 
@@ -102,7 +104,7 @@ class Conv(nn.Module):
     bias = None
     if self.use_bias:
       bias = self.param(
-        'bias', initializers.zeros, (self.features,), self.param_dtype
+        'bias', self.bias_init, (self.features,), self.param_dtype
       )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     y = xla_cpu.convolution(x, kernel, self.strides)
@@ -115,12 +117,43 @@ class Moments(NamedTuple):
   Attributes:
     mean: Means of x.
     square: Means of the square of x.
-    count: Values of a channel that each is the mean of.
+    count: Values of a channel that each is the mean of; an array where that
+      depends on the data.
   """
 
   mean: Float32[Array, 'g c']
   square: Float32[Array, 'g c']
-  count: int
+  count: int | Int[Array, '']
+
+
+class LayerNorm(nn.Module):
+  """`nn.LayerNorm` that says in which dtype it computes.
+
+  flax leaves the meeting of a bfloat16 input and its float32 mean to the
+  promotion of dtypes, which jax_numpy_dtype_promotion='strict' forbids. The
+  numbers are the same.
+
+  Attributes:
+    epsilon: Summand of the variance.
+    dtype: Output dtype; None: that of the input and parameters.
+    param_dtype: Dtype of scale and bias.
+  """
+
+  epsilon: float = 1e-6
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    """Normalises over the last axis."""
+    dtype = self.dtype
+    if dtype is not None and jnp.dtype(dtype).itemsize < 4:
+      dtype = jnp.float32
+    norm = nn.LayerNorm(self.epsilon, dtype=dtype, param_dtype=self.param_dtype)
+    nn.share_scope(self, norm)
+    if dtype is None:
+      return norm(x)
+    return norm(x.astype(dtype)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -158,8 +191,11 @@ class BatchNorm(nn.Module):
     factor, offset = self.affine(x.shape[-1], moments)
     groups = factor.shape[0]
     per_group = (groups, *[1] * (x.ndim - 1), x.shape[-1])
-    grouped = x.reshape(groups, -1, *x.shape[1:])
-    y = grouped * factor.reshape(per_group) + offset.reshape(per_group)
+    dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    factor, offset = (
+      a.reshape(per_group).astype(dtype) for a in (factor, offset)
+    )
+    y = x.reshape(groups, -1, *x.shape[1:]).astype(dtype) * factor + offset
     return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
   def uses_batch(self, train: bool) -> bool:
@@ -196,7 +232,7 @@ class BatchNorm(nn.Module):
       group_mean, group_var = mean.value[None], var.value[None]
     else:
       group_mean, square, count = moments
-      if count < 2:
+      if isinstance(count, int) and count < 2:
         raise ValueError(
           'BatchNorm: one value a channel has no variance to train with; give '
           'each of the groups two images or more, or larger ones.'
@@ -204,7 +240,7 @@ class BatchNorm(nn.Module):
       group_var = jnp.maximum(square - jnp.square(group_mean), 0)
       if not self.is_initializing():
         keep = self.momentum
-        unbiased = group_var.mean(axis=0) * (count / (count - 1))
+        unbiased = group_var.mean(axis=0) * (count / jnp.maximum(count - 1, 1))
         mean.value = keep * mean.value + (1 - keep) * group_mean.mean(axis=0)
         var.value = keep * var.value + (1 - keep) * unbiased
     factor = jax.lax.rsqrt(group_var + self.epsilon)

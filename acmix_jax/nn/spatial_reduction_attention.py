@@ -3,12 +3,11 @@
 import math
 
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from acmix_jax.nn import attention, checks, transformer
+from acmix_jax.nn import attention, checks, layers, transformer
 from acmix_jax.ops import attention as ops
 
 
@@ -72,7 +71,7 @@ class SpatialReductionAttention(attention.Attention):
       self.reduce = transformer.PatchConv(
         self.features, self.reduction, **dtypes
       )
-      self.reduce_norm = nn.LayerNorm(1e-5, **dtypes)
+      self.reduce_norm = layers.LayerNorm(1e-5, **dtypes)
 
   def project(
     self, x: Float[Array, 'b l c'], *, grid: tuple[int, int]

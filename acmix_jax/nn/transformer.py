@@ -80,7 +80,7 @@ class Block(nn.Module):
   ) -> Float[Array, 'b *pixels c']:
     """Applies both branches; the context is the operator's."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    norm = functools.partial(nn.LayerNorm, self.epsilon, **dtypes)
+    norm = functools.partial(layers.LayerNorm, self.epsilon, **dtypes)
     y = self.operator(norm(name='norm1')(x), **context)
     x = x + self._drop(y, train)
     mlp = MLP(int(x.shape[-1] * self.mlp_ratio), **dtypes, name='mlp')
@@ -151,7 +151,7 @@ class PatchEmbed(nn.Module):
     """One output for each patch: ho = h // size, wo = w // size."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     x = PatchConv(self.features, self.size, **dtypes, name='conv')(x)
-    return nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
+    return layers.LayerNorm(1e-5, **dtypes, name='norm')(x)
 
 
 def drop_path_rates(

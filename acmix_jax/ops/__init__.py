@@ -15,6 +15,16 @@ axes have these names, and this order:
   c f    input and output channels (features)
   k      classes
 
+Those of the operators on boxes (boxes, anchors, matching, sampling, nms,
+roi_align, masks) are:
+
+  b      images of a batch
+  n      boxes of any kind: anchors, proposals, detections
+  g      ground truths
+  r      boxes whose features or masks are taken
+  s      samples
+  h w c  rows, columns and channels of a map
+
 Other axes have whole words. A name with an underscore before it may stand for
 several sizes in one call.
 """

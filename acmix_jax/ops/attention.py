@@ -32,6 +32,7 @@ def attention(
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
   if mask is not None:
-    logits = jnp.where(mask, logits, -jnp.inf)
+    # Finite, for `jax_debug_infs`; the weight is 0 as that of -inf would be.
+    logits = jnp.where(mask, logits, jnp.float32(-1e30))
   weights = jax.nn.softmax(logits).astype(v.dtype)
   return jnp.einsum('...nqk,...knd->...qnd', weights, v)

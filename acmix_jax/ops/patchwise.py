@@ -74,7 +74,7 @@ def window_dense(
   def term(x, tap, shared):
     del shared
     factor, offset, kernel = tap
-    y = x.reshape(groups, -1, c) * factor + offset
+    y = x.astype(factor.dtype).reshape(groups, -1, c) * factor + offset
     y = jax.nn.relu(y).astype(x.dtype).reshape(x.shape)
     return jnp.matmul(
       y, kernel.astype(x.dtype), preferred_element_type=jnp.float32
@@ -124,7 +124,7 @@ def patchwise_aggregation(
     weights = (weights + bias)[:, :, :, None]
     # The sum over the taps completes these products.
     with jax.named_scope(cost_marks.MULTIPLY_ADD):
-      return v.reshape(shape) * weights
+      return v.reshape(shape).astype(weights.dtype) * weights
 
   bias = bias.astype(jnp.float32).reshape(taps, 1, 1, 1, planes)
   arrays = sharding.vary_alike(v, (kernel, bias), hidden)
@@ -188,8 +188,13 @@ def _backward(static, inputs, _, dout):
     # Adding in place is what makes this faster than the derivative of a slice,
     # which pads every shifted gradient to the whole map.
     here = lax.dynamic_slice(dpadded, start, x.shape)
-    dpadded = lax.dynamic_update_slice(dpadded, here + dshifted, start)
-    return (dpadded, jax.tree.map(jnp.add, dshared, dterm_shared)), dtap
+    dpadded = lax.dynamic_update_slice(
+      dpadded, here + dshifted.astype(here.dtype), start
+    )
+    dshared = jax.tree.map(
+      lambda total, x: total + x.astype(total.dtype), dshared, dterm_shared
+    )
+    return (dpadded, dshared), dtap
 
   totals = jax.tree.map(
     lambda a: jnp.zeros(a.shape, jnp.float32), (padded, shared)

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float, Float32, Float64, Int
 
-from acmix_jax.ops import cost_marks
+from acmix_jax.ops import cost_marks, xla_cpu
 
 
 def bilinear(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
+  x: Float[Array | np.ndarray, 'b h w c'], size: tuple[int, int]
 ) -> Float[Array, 'b ho wo c']:
   """Bilinear interpolation between the centres of pixels.
 
@@ -32,7 +32,7 @@ def bilinear(
 
 
 def nearest(
-  x: Float[Array, 'b h w c'], size: tuple[int, int]
+  x: Float[Array | np.ndarray, 'b h w c'], size: tuple[int, int]
 ) -> Float[Array, 'b ho wo c']:
   """Pixel floor(i * h / ho) of each line, in integers: PyTorch's 'nearest'.
 
@@ -51,7 +51,7 @@ def nearest(
 
 
 def adaptive_average_pool(
-  x: Float[Array, 'b h w c'], bins: int
+  x: Float[Array | np.ndarray, 'b h w c'], bins: int
 ) -> Float[Array, 'b {bins} {bins} c']:
   """Means over a grid of bins: PyTorch's `adaptive_avg_pool2d`.
 
@@ -76,6 +76,31 @@ def adaptive_average_pool(
 def linear_matrix(old: int, new: int) -> Float64[np.ndarray, 'new old']:
   """Weights of the pixels of a line in each pixel of the resized line."""
   return interpolation_matrix(old, new, lambda distance: 1 - distance, 1)
+
+
+def linear_rows(
+  pixels: Int[Array, '*b n'], old: int, new: Int[Array, '*#b 1']
+) -> Float32[Array, '*b n {old}']:
+  """Rows of `linear_matrix`, for lengths that only the device knows.
+
+  The coordinate of pixel p on the old line, (p + 0.5) * old / new - 0.5, is a
+  fraction of whole numbers here: no digit is lost on long lines.
+
+  Args:
+    pixels: Pixels of the resized line. Those beyond it are the line's
+      outermost pixels.
+    old: Pixels of the line.
+    new: Pixels of the resized line; old * new is below 2**29.
+  """
+  parts = 2 * new
+  coordinate = (2 * pixels + 1) * old - new  # in parts of a pixel
+  coordinate = jnp.clip(coordinate, 0, parts * (old - 1))
+  below = (coordinate // parts)[..., None]
+  weight = ((coordinate % parts) / parts)[..., None]
+  line = jnp.arange(old).reshape((1,) * pixels.ndim + (old,))
+  return jnp.where(line == below, 1 - weight, 0) + jnp.where(
+    line == below + 1, weight, 0
+  )
 
 
 def interpolation_matrix(
@@ -103,14 +128,10 @@ def interpolation_matrix(
 
 
 def _resample(x, rows, columns):
-  """The map with its rows and columns multiplied by the two matrices."""
+  """The map with its columns and rows multiplied by the matrices."""
+  x = jnp.asarray(x)
   with jax.named_scope(cost_marks.RESIZE):
-    for matrix, equation in (
-      (rows, 'oh,bhwc->bowc'),
-      (columns, 'ow,bhwc->bhoc'),
-    ):
+    for axis, matrix in ((2, columns), (1, rows)):
       if not np.array_equal(matrix, np.eye(*matrix.shape)):
-        matrix = jnp.asarray(matrix, x.dtype)
-        # 'highest': a TPU rounds the factors of a float32 product.
-        x = jnp.einsum(equation, matrix, x, precision='highest')
+        x = xla_cpu.multiply_axis(jnp.asarray(matrix, x.dtype), x, axis)
   return x

@@ -1,7 +1,5 @@
 """Image classification: cross-entropy training, top-1 and top-5."""
 
-import functools
-import math
 from typing import Any
 
 import flax
@@ -10,12 +8,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from clu import metrics
-from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, Shaped, UInt8
 
-from acmix_jax import models
-from acmix_jax.data import order, pipeline, sources
 from acmix_jax.data.transforms import classification as transforms
-from acmix_jax.tasks import batch_augment
+from acmix_jax.tasks import batch_augment, source_task
 
 
 def smooth_labels(
@@ -97,17 +93,7 @@ class Evaluator:
     return values | {'count': count}
 
 
-def _check_normalization(data: ml_collections.ConfigDict) -> None:
-  for field, least in (('mean', -math.inf), ('std', 0)):
-    values = tuple(data[field])
-    if len(values) != 3 or not all(least < x < math.inf for x in values):
-      raise ValueError(
-        f'data.{field}={values} must be three finite numbers, one for each of '
-        'R, G and B' + (', above 0.' if field == 'std' else '.')
-      )
-
-
-class Classification:
+class Classification(source_task.SourceTask):
   """See `tasks.Task`. Labels are class indices, one for an image.
 
   Raises:
@@ -120,8 +106,7 @@ class Classification:
   replaceable = r'^params/head/'
 
   def __init__(self, config: ml_collections.ConfigDict):
-    self.config = config
-    self.model = models.create_model(**config.model)
+    super().__init__(config)
     loss = config.loss
     if loss.smooth_over not in ('others', 'all'):
       raise ValueError(
@@ -131,7 +116,6 @@ class Classification:
       raise ValueError(
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
-    _check_normalization(config.data)
     self._train_transform = transforms.train_transform(config.data)
     self._eval_transform = transforms.eval_transform(config.data)
     augment = config.augment
@@ -144,75 +128,13 @@ class Classification:
       augment.mixup_group_size,
     )
 
-  def _source(self, split: str) -> sources.LabelledImages:
-    data, num_classes = self.config.data, self.config.model.num_classes
-    source = sources.make_source(data, split)
+  def _check_source(self, source):
     if source.num_classes < 2:
       raise ValueError(
-        f'Data {data.name!r} has the one class {source.class_names[0]!r} '
-        f'({source.origin}); classification needs two or more.'
+        f'Data {self.config.data.name!r} has the one class '
+        f'{source.class_names[0]!r} ({source.origin}); classification needs '
+        'two or more.'
       )
-    if source.num_classes != num_classes:
-      raise ValueError(
-        f'model.num_classes={num_classes}, but data {data.name!r} has '
-        f'{source.num_classes} classes; set model.num_classes='
-        f'{source.num_classes}.'
-      )
-    return source
-
-  @functools.cached_property
-  def _train_source(self):
-    # What is wrong with either split is told before anything is compiled.
-    _ = self._eval_source
-    return self._source(self.config.data.train_split)
-
-  @functools.cached_property
-  def _eval_source(self):
-    return self._source(self.config.data.eval_split)
-
-  @property
-  def frozen(self) -> str:
-    """See `tasks.Task`: what the backbone does not train."""
-    pattern = self.model.backbone.frozen_parameters()
-    return f'^backbone/{pattern}$' if pattern else ''
-
-  @property
-  def steps_per_epoch(self) -> int:
-    """Whole batches in the training split, at least 1."""
-    return order.steps_per_epoch(
-      self._train_source, self.config.train.batch_size
-    )
-
-  def train_data(self, start_step, process_index, process_count):
-    """See `tasks.Task`."""
-    data = self.config.data
-    return pipeline.train_batches(
-      self._train_source,
-      self._train_transform,
-      batch_size=self.config.train.batch_size,
-      seed=self.config.seed,
-      repeats=data.repeats,
-      start_step=start_step,
-      process_index=process_index,
-      process_count=process_count,
-      threads=data.threads,
-      workers=data.workers,
-      max_damaged=data.max_damaged,
-    )
-
-  def eval_data(self, process_index, process_count):
-    """See `tasks.Task`."""
-    data = self.config.data
-    return pipeline.eval_batches(
-      self._eval_source,
-      self._eval_transform,
-      batch_size=self.config.eval.batch_size,
-      process_index=process_index,
-      process_count=process_count,
-      threads=data.threads,
-      workers=data.workers,
-      max_damaged=data.max_damaged,
-    )
 
   def batch_shapes(self, split):
     """See `tasks.Task`."""
@@ -228,21 +150,10 @@ class Classification:
       },
     )
 
-  def description(self, split):
-    """See `tasks.Task`."""
-    source = self._train_source if split == 'train' else self._eval_source
-    return {'class_names': list(source.class_names), 'images': len(source)}
-
   def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """See `tasks.Task`."""
     size = self.config.data.image_size
     return self.model.init(rng, jnp.zeros((1, size, size, 3)))
-
-  def _normalize(self, images):
-    data = self.config.data
-    mean = jnp.reshape(jnp.asarray(data.mean), (1, 1, 1, 3))
-    std = jnp.reshape(jnp.asarray(data.std), (1, 1, 1, 3))
-    return (images.astype(jnp.float32) / 255 - mean) / std
 
   def loss(
     self,
@@ -280,6 +191,11 @@ class Classification:
     }
     return loss, (dict(model_state), results)
 
+  def _logits(self, params, model_state, images):
+    return self.model.apply(
+      {'params': params, **model_state}, self._normalize(images), train=False
+    )
+
   def predict(
     self,
     params: Any,
@@ -287,11 +203,7 @@ class Classification:
     batch: dict[str, Shaped[Array, 'b ...']],
   ) -> dict[str, Shaped[Array, ' b']]:
     """'loss' (not smoothed), 'top1', 'top5' and 'mask' of each example."""
-    logits = self.model.apply(
-      {'params': params, **model_state},
-      self._normalize(batch['image']),
-      train=False,
-    )
+    logits = self._logits(params, model_state, batch['image'])
     labels = batch['label']
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
     return {
@@ -304,3 +216,20 @@ class Classification:
   def evaluator(self):
     """See `tasks.Task`."""
     return Evaluator()
+
+  def inference_batch(
+    self, image: UInt8[np.ndarray, 'h w 3']
+  ) -> dict[str, np.ndarray]:
+    """See `tasks.Task`: the square that evaluation cuts out."""
+    example = self._eval_transform({'image': image}, np.random.default_rng(0))
+    return {'image': example['image'][None]}
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Float32[Array, 'b k']]:
+    """See `tasks.Task`: 'probabilities'."""
+    logits = self._logits(params, model_state, batch['image'])
+    return {'probabilities': jax.nn.softmax(logits)}

@@ -9,9 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float32, PRNGKeyArray, Shaped
 
 from acmix_jax import lookup
-from acmix_jax.tasks import classification
+from acmix_jax.tasks import classification, segmentation
 
-_TASKS = {'classification': classification.Classification}
+_TASKS = {
+  'classification': classification.Classification,
+  'segmentation': segmentation.Segmentation,
+}
 
 
 class Batches(Protocol):
@@ -83,7 +86,9 @@ class Task(Protocol):
     """Shapes of the batches of all processes together, one dict a canvas.
 
     Batches differ in shape by canvas alone, e.g. landscape and portrait: the
-    update is compiled once for each. Needs no data.
+    update is compiled once for each. Those of 'train' need no data: a config
+    can be compiled where there is none. Those of 'eval' may depend on the sizes
+    of the images, which are read then.
 
     Args:
       split: 'train' or 'eval'.
@@ -131,6 +136,29 @@ class Task(Protocol):
 
   def evaluator(self) -> Evaluator:
     """A new, empty evaluator."""
+
+  def inference_batch(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of one image for `infer`, transformed as in evaluation.
+
+    Its shapes depend on the size of the image alone. Needs no data.
+
+    Args:
+      image: Any image, uint8 RGB [h, w, 3].
+    """
+
+  def infer(
+    self,
+    params: Any,
+    model_state: Any,
+    batch: dict[str, Shaped[Array, 'b ...']],
+  ) -> dict[str, Shaped[Array, 'b ...']]:
+    """What the model says of images without labels, in their own pixels.
+
+    Returns:
+      Either 'probabilities', [b, k]: of the classes of each image; or
+      'label_map', int [b, h, w]: the class of each pixel of the images that
+      `inference_batch` was given.
+    """
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:

@@ -2,6 +2,7 @@ r"""Converts official PyTorch weights into a file for `acmix_jax.load_weights`.
 
     python -m acmix_jax.tools.convert resnet50 resnet50.pth resnet50.safetensors
     python -m acmix_jax.tools.convert swin_tiny IN OUT --num_classes=21841
+    python -m acmix_jax.tools.convert upernet:swin_tiny IN OUT
 
 IN is a .safetensors file with the official names, or a .pth file; the latter
 needs PyTorch (pip install 'acmix-jax[torch]'). Training starts from OUT with
@@ -69,7 +70,8 @@ def convert(
   """Converts the weights in a file.
 
   Args:
-    name: one of `acmix_jax.list_models()`.
+    name: one of `acmix_jax.list_models()`, or a head with its `backbone` among
+      the overrides.
     source: see `read`.
     target: the .safetensors file to write.
     average: whether of a file with both moving averages and the weights of the
@@ -114,10 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     description='Converts official PyTorch weights. Fields of the model that '
     'differ from its defaults follow as --FIELD=VALUE.',
   )
-  parser.add_argument('name', metavar='MODEL')
+  parser.add_argument('name', metavar='MODEL|HEAD:BACKBONE')
   parser.add_argument('source', type=_path, metavar='IN')
   parser.add_argument('target', type=_path, metavar='OUT')
-  parser.add_argument('--num_classes', type=int, default=1000)
+  parser.add_argument(
+    '--num_classes', type=int, help='default: those of the published model'
+  )
   parser.add_argument(
     '--average',
     action=argparse.BooleanOptionalAction,
@@ -129,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     overrides = dict(map(_override, rest))
     convert(
-      args.name,
-      args.source,
-      args.target,
+      source=args.source,
+      target=args.target,
       average=args.average,
       num_classes=args.num_classes,
+      **models.split_name(args.name),
       **overrides,
     )
   except (OSError, ImportError, ValueError) as error:

@@ -6,6 +6,8 @@ object is made; nothing is compiled before one of its functions is called.
 """
 
 import functools
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,8 @@ from acmix_jax import tasks
 from acmix_jax.train import groups, optim
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import state as state_lib
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -54,10 +58,11 @@ class Evaluation:
   def predict(self):
     """Compiled `task.predict`: (params, model_state, batch) -> predictions.
 
-    Every process gets the predictions of the whole batch.
+    Every process gets the predictions of the whole batch. It is compiled once
+    for each canvas.
     """
     return jax.jit(
-      mesh_lib.on_mesh(self.task.predict, self.mesh),
+      _said('prediction', mesh_lib.on_mesh(self.task.predict, self.mesh)),
       out_shardings=mesh_lib.replicated(self.mesh),
     )
 
@@ -162,7 +167,7 @@ class Training(Evaluation):
     )
     shardings = _shardings(self.state_shapes)
     return jax.jit(
-      mesh_lib.on_mesh(step, self.mesh),
+      _said('update', mesh_lib.on_mesh(step, self.mesh)),
       in_shardings=(shardings, mesh_lib.batch_sharding(self.mesh)),
       out_shardings=(shardings, mesh_lib.replicated(self.mesh)),
       donate_argnums=0,
@@ -171,6 +176,19 @@ class Training(Evaluation):
 
 def _shardings(shapes: Any) -> Any:
   return jax.tree.map(lambda x: x.sharding, shapes)
+
+
+def _said(what: str, function: Callable) -> Callable:
+  """The function, which says that it is compiled when it is traced."""
+
+  @functools.wraps(function)
+  def run(*args):
+    *_, batch = args
+    shapes = ', '.join(f'{name} {x.shape}' for name, x in batch.items())
+    logger.info('Compiling the %s for batches of %s.', what, shapes)
+    return function(*args)
+
+  return run
 
 
 def _check_shared(config: ml_collections.ConfigDict) -> None:

@@ -2,9 +2,15 @@
 
 import os
 import signal
+import time
 
 import jax
 from jax.experimental import multihost_utils
+
+from acmix_jax.train import processes
+
+# How long an input may stall once one of several processes got SIGTERM.
+_GRACE_SECONDS = 10
 
 
 class StopRequested(Exception):
@@ -18,9 +24,10 @@ class Preemption:
 
   Where `jax.distributed` runs, its own handler tells all processes of SIGTERM,
   and they agree on a call of `check`; a process that still waits for its input
-  then cannot stop, for the others have begun the update without it. Elsewhere
-  this class handles the signal. It must not do both: its handler would replace
-  that of jax. Outside of the context nothing is handled and nothing raised.
+  then cannot stop, for the others have begun the update without it: if the
+  input stalls, all end without saving (`check_stalled`). Elsewhere this class
+  handles the signal. It must not do both: its handler would replace that of
+  jax. Outside of the context nothing is handled and nothing raised.
   """
 
   def __init__(self):
@@ -28,6 +35,7 @@ class Preemption:
     self._calls = 0
     self._distributed = False
     self._previous = {}
+    self._noticed = None
 
   def __enter__(self):
     self._distributed = jax.distributed.is_initialized()
@@ -52,6 +60,22 @@ class Preemption:
     """Raises StopRequested if this process can stop alone, and shall."""
     if self._request:
       raise StopRequested(self._request)
+
+  def check_stalled(self) -> None:
+    """Raises TimeoutError if the others shall stop and wait for this process.
+
+    For a process of several whose input stalls; it may ask at any time.
+    """
+    if not self._distributed:
+      return
+    if self._noticed is None:
+      if processes.one_got_sigterm():
+        self._noticed = time.monotonic()
+    elif time.monotonic() - self._noticed > _GRACE_SECONDS:
+      raise TimeoutError(
+        'SIGTERM came while the input of this process stalls, so the last '
+        'updates are not saved; run again to resume from the latest checkpoint.'
+      )
 
   def check(self) -> None:
     """Raises StopRequested on all processes, in the same call of each.

@@ -19,6 +19,9 @@ from jax.experimental import multihost_utils
 logger = logging.getLogger(__name__)
 
 _FAILURE = 'acmix_jax/failure'
+_SAID = 'acmix_jax/said'
+# Where the service of jax.distributed notes that a process got SIGTERM.
+_PREEMPTION = 'RECEIVED_PREEMPTION_NOTICE'
 _POLL_SECONDS = 1
 
 
@@ -60,6 +63,25 @@ def by_process_0(function: Callable[[], Any]) -> Any:
   return result
 
 
+def say(message: str) -> None:
+  """Logs a warning on this process and, in `failing_together`, on all."""
+  logger.warning('%s', message)
+  if jax.distributed.is_initialized():
+    index = jax.process_index()
+    key = f'{_SAID}/{index}/{time.monotonic_ns()}'
+    client = distributed.global_state.client
+    client.key_value_set(key, f'Process {index}: {message}')
+
+
+def one_got_sigterm() -> bool:
+  """Whether a process of several has got SIGTERM, as jax noticed."""
+  try:
+    distributed.global_state.client.key_value_try_get(_PREEMPTION)
+  except jax.errors.JaxRuntimeError:  # There is no notice.
+    return False
+  return True
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
   """Context in which an error of one process ends all processes.
@@ -93,7 +115,12 @@ def failing_together() -> Iterator[None]:
 
 
 def _hear(client, done):
+  own, heard = f'{_SAID}/{jax.process_index()}/', set()
   while not done.wait(_POLL_SECONDS):
+    for key, message in client.key_value_dir_get(_SAID):
+      if key not in heard and not key.startswith(own):
+        logger.warning('%s', message)
+      heard.add(key)
     try:
       message = client.key_value_try_get(_FAILURE)
     except jax.errors.JaxRuntimeError:  # There is none.

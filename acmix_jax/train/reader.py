@@ -1,19 +1,22 @@
 """Batches drawn in a way that lets a training be stopped while it waits."""
 
 import logging
+import multiprocessing
+import queue
 import threading
 import time
-from concurrent import futures
 
 import numpy as np
 
 from acmix_jax import tasks
-from acmix_jax.train import preemption
+from acmix_jax.train import preemption, processes
 
 logger = logging.getLogger(__name__)
 
 # A wait this long is said, and again whenever it has doubled.
 _STALL_SECONDS = 30
+# How long a worker that ended may still owe its error, or its batch.
+_OWING_SECONDS = 5
 _CLOSE_SECONDS = 5
 
 
@@ -22,7 +25,7 @@ class Reader:
 
   A file that never answers, on a dead mount or in a pipe, blocks the thread
   that reads it for good. So another thread draws each batch when it is asked
-  for, never ahead.
+  for, never ahead; Python does not wait for it at its end.
   """
 
   def __init__(self, batches: tasks.Batches, stop: preemption.Preemption):
@@ -34,7 +37,10 @@ class Reader:
     """
     self._batches = batches
     self._stop = stop
-    self._thread = futures.ThreadPoolExecutor(1, 'batches')
+    self._requests, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+    self._others = set(multiprocessing.active_children())
+    self._workers = set()
+    threading.Thread(target=self._draw, name='batches', daemon=True).start()
 
   @property
   def damaged(self) -> int:
@@ -50,23 +56,54 @@ class Reader:
     Raises:
       StopRequested: before there was one; no more can be drawn.
       StopIteration: there is none.
+      RuntimeError: a worker of the input ended.
+      TimeoutError: the input stalls, and this process shall stop and cannot
+        alone.
     """
     self._stop.check_here()
-    batch = self._thread.submit(next, self._batches)
-    start, said = time.monotonic(), _STALL_SECONDS
-    while not futures.wait([batch], timeout=0.5).done:
+    self._requests.put(True)
+    start, said, ended = time.monotonic(), _STALL_SECONDS, None
+    while True:
+      try:
+        batch, error = self._results.get(timeout=0.5)
+      except queue.Empty:
+        waited = time.monotonic() - start
+      else:
+        break
       self._stop.check_here()
-      if time.monotonic() - start >= said:
-        logger.warning(
-          'The input stalls: no batch for %d s. Are all files in reach?', said
+      self._stop.check_stalled()
+      ended = ended or (self._a_worker_failed() and waited)
+      if ended and waited - ended > _OWING_SECONDS:
+        raise RuntimeError(
+          'A worker of the input ended; its error is above. A program that '
+          'trains with data.workers must call loop.run below '
+          "`if __name__ == '__main__':`, as workers run the rest of it again."
+        )
+      if waited >= said:
+        processes.say(
+          f'The input stalls: no batch for {said} s. Are all files in reach?'
         )
         said *= 2
-    return batch.result()
+    if error is not None:
+      raise error
+    return batch
+
+  def _draw(self):
+    while self._requests.get():
+      try:
+        self._results.put((next(self._batches), None))
+      except BaseException as error:
+        self._results.put((None, error))
+
+  def _a_worker_failed(self) -> bool:
+    # Kept, as Python forgets a worker that ended once it is asked.
+    self._workers.update(multiprocessing.active_children())
+    return any(worker.exitcode for worker in self._workers - self._others)
 
   def close(self) -> None:
     """Ends threads and workers, but for those that a file keeps waiting."""
+    self._requests.put(False)
     # Another thread, as closing may wait for these.
     closing = threading.Thread(target=self._batches.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
-    self._thread.shutdown(wait=False)

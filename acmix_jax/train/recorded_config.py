@@ -19,7 +19,7 @@ _NAME = 'config.json'
 # else. Moving averages: whether there are any.
 _FIXED = re.compile(
   r'task|optim\.name|train\.ema_decay|model\.(?!(dtype|remat|drop_path|'
-  r'norm_groups|batch_norm|frozen_stages|\w+_implementation)$).*'
+  r'dropout|norm_groups|batch_norm|frozen_stages|\w+_implementation)$).*'
 )
 
 
@@ -30,9 +30,7 @@ def read(workdir: pathlib.Path) -> dict | None:
   """
   path = workdir / _NAME
   try:
-    content = json.loads(path.read_bytes())
-    if not isinstance(content, dict):
-      raise ValueError(f'it holds no object, but {type(content).__name__}')
+    return _parse(path)
   except FileNotFoundError:
     return None
   except ValueError as error:
@@ -44,7 +42,37 @@ def read(workdir: pathlib.Path) -> dict | None:
       workdir_lib.move_aside(path),
     )
     return None
+
+
+def load(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a training, for what is done with its weights later.
+
+  Raises:
+    FileNotFoundError: the workdir has none.
+    ValueError: it is damaged.
+  """
+  path = workdir / _NAME
+  try:
+    content = _parse(path)
+  except ValueError as error:
+    raise ValueError(f'{path} cannot be read: {error}.') from error
+  return ml_collections.ConfigDict(_with_tuples(content)).lock()
+
+
+def _parse(path: pathlib.Path) -> dict:
+  content = json.loads(path.read_bytes())
+  if not isinstance(content, dict):
+    raise ValueError(f'it holds no object, but {type(content).__name__}')
   return content
+
+
+def _with_tuples(value):
+  """Lists as the tuples that they were before they became JSON."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(map(_with_tuples, value))
+  return value
 
 
 def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -181,12 +181,16 @@ class TrainingLog:
     self.start_clock(step)
 
   def eval(self, step: int, metrics: dict[str, float]) -> None:
-    """Reports an evaluation."""
+    """Reports an evaluation.
+
+    Metrics of single classes, such as 'iou/wall', go to the files alone.
+    """
     if self._visible:
       values = {f'eval/{name}': value for name, value in metrics.items()}
       self._files.write(step, values)
       self._end_line()
-      logger.info('step %d  %s', step, _text(values))
+      shown = {k: v for k, v in values.items() if k.count('/') == 1}
+      logger.info('step %d  %s', step, _text(shown))
 
   def close(self) -> None:
     """Closes the files."""

@@ -69,9 +69,14 @@ def assign(
   )
   if disagreements:
     raise ValueError(f'The weights do not fit the model.\n{disagreements}')
-  fresh = names.listing({'not in the weights, start afresh': old.keys() - fits})
-  if fresh:
-    logger.info('Variables: %s', fresh)
+  notes = names.listing(
+    {
+      'not in the weights, start afresh': old.keys() - fits,
+      'in the weights alone, left out': new.keys() - old.keys(),
+    }
+  )
+  if notes:
+    logger.info('Variables: %s', notes)
   return names.unflatten(
     {
       name: _placed(new[name], x) if name in fits else x

@@ -17,6 +17,7 @@ import numpy as np
 from acmix_jax import models
 from acmix_jax.weights import interpolation, names
 from acmix_jax.weights.tables import (
+  detection,
   layouts,
   pvt,
   resnet,
@@ -32,6 +33,14 @@ _TABLES = {
   'san': san.TABLE,
   'pvt': pvt.TABLE,
   'swin': swin.TABLE,
+}
+# Of necks and heads, which stand on any backbone.
+_HEADS = {
+  'semantic_fpn': segmentation.TABLE,
+  'upernet': segmentation.TABLE,
+  'retinanet': detection.RETINANET,
+  'mask_rcnn': detection.MASK_RCNN,
+  'cascade_mask_rcnn': detection.CASCADE,
 }
 # Families that other libraries hold under other names.
 _RENAMED = {'swin': swin.official_names}
@@ -79,7 +88,7 @@ def from_torch(
   family = re.match('[a-z]+', overrides.get('backbone') or name)[0]
   table = _TABLES[family]
   if 'backbone' in overrides:
-    table = [*layouts.within('backbone', table), *segmentation.TABLE]
+    table = [*layouts.within('backbone', table), *_HEADS[name]]
   given = _RENAMED.get(family, dict)(unwrap(state_dict, average))
   converted, official_names, missing = {}, {}, set()
   for path, shape in wanted.items():

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import harness, operator, pipeline, train_step
+from benchmarks import detection, harness, operator, pipeline, train_step
 
 
 def _record(main, path, *options):
@@ -75,6 +75,26 @@ def test_operator_measures_every_implementation(tmp_path):
     assert len(row['seconds']) == 2 and min(row['seconds']) > 0
     assert row['PyTorch / this'] is None and row['temporary MiB'] > 0
   assert any('PyTorch, eager: not available' in x for x in record['notes'])
+
+
+def test_detection_measures_every_work(tmp_path):
+  record = _record(
+    *(detection.main, tmp_path / 'detection.json', '--rounds=2'),
+    *('--boxes=30', '--rois=3', '--size=64,96', '--channels=2'),
+    '--torch_python=/no/python',
+  )
+  works = [(row['work'], row['contestant']) for row in record['rows']]
+  assert works == [
+    (work, 'ours') for work in ('nms', 'roi_align', 'roi_align_gradient')
+  ]
+  for row in record['rows']:
+    assert len(row['seconds']) == 2 and min(row['seconds']) > 0
+
+
+def test_boxes_of_the_benchmark_lie_in_the_image_and_crowd():
+  x1, y1, x2, y2 = detection.make_boxes(500, 64, 96).T
+  assert min(x1) >= 0 and min(y1) >= 0 and max(x2) <= 96 and max(y2) <= 64
+  assert min(x2 - x1) > 0 and min(y2 - y1) > 0
 
 
 def test_update_trains_the_model_it_names(tmp_path, monkeypatch):

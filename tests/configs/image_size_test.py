@@ -13,9 +13,11 @@ from tests import fake_data
 
 
 def from_flags(name: str, *overrides: str) -> ml_collections.ConfigDict:
-  """A config as the command line sets it."""
+  """A config, or 'NAME:ARGUMENT', as the command line sets it."""
   values = flags.FlagValues()
-  arguments = ['main.py', f'--config=configs/{name}.py']
+  path, colon, argument = name.partition(':')
+  path = f'configs/{path}.py{colon}{argument}'
+  arguments = ['main.py', f'--config={path}']
   arguments += [f'--config.{override}' for override in overrides]
   holder = config_flags.DEFINE_config_file(
     'config', lock_config=True, flag_values=values, sys_argv=arguments

@@ -20,9 +20,19 @@ def test_batch_norm_groups_have_statistics_of_their_own():
   np.testing.assert_allclose(out.reshape(4, 18, 5), want, atol=1e-4)
   stats = state['batch_stats']
   np.testing.assert_allclose(stats['mean'], 0.1 * mean.mean(0), rtol=1e-4)
-  np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * var.mean(0), rtol=1e-4)
+  unbiased = groups.var(axis=1, ddof=1).mean(0)
+  np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * unbiased, rtol=1e-4)
   with pytest.raises(ValueError, match='does not divide'):
     norm.apply(variables, x[:6], train=True, mutable=['batch_stats'])
+
+
+def test_one_value_a_channel_cannot_train():
+  norm = layers.BatchNorm(num_groups=2)
+  x = jnp.ones((2, 1, 1, 3))
+  variables = norm.init(jax.random.key(0), x, train=False)
+  norm.apply(variables, x, train=False)
+  with pytest.raises(ValueError, match='one value a channel has no variance'):
+    norm.apply(variables, x, train=True, mutable=['batch_stats'])
 
 
 @pytest.mark.parametrize('mode', ['running', 'frozen'])

@@ -101,7 +101,7 @@ def test_running_statistics_are_those_of_unfolded_keys():
   keys = unfold(k, 3).reshape(*q.shape[:3], -1)
   seen = np.concatenate([q, keys], -1).reshape(2, -1, 40)
   stats, before = state['batch_stats'], variables['batch_stats']
-  for name, want in (('mean', seen.mean(1)), ('var', seen.var(1))):
+  for name, want in (('mean', seen.mean(1)), ('var', seen.var(1, ddof=1))):
     want = 0.9 * before['norm1'][name] + 0.1 * want.mean(0)
     official.assert_relative(stats['norm1'][name], want)
 

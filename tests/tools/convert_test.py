@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors
 import acmix_jax
 from acmix_jax import weights
 from acmix_jax.tools import convert
-from tests.fixtures import seeded
+from tests.fixtures import official, seeded
 
 _SPEC = (
   pathlib.Path(__file__).parents[1]
@@ -83,6 +83,20 @@ def test_fields_of_the_model_are_taken(state_dict, tmp_path):
   )
   head = acmix_jax.load_weights(target)['params']['head']
   assert head['dense']['kernel'].shape == (1024, 7)
+
+
+def test_a_segmenter_is_converted(tmp_path):
+  state_dict, *_ = official.segmenter('semantic_fpn_pvt_tiny')
+  source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
+  safetensors.save_file(state_dict, source)
+  name = 'semantic_fpn:pvt_tiny'
+  assert not convert.main([name, str(source), str(target), '--num_classes=7'])
+  chex.assert_trees_all_equal(
+    acmix_jax.load_weights(target),
+    acmix_jax.from_torch(
+      'semantic_fpn', state_dict, backbone='pvt_tiny', num_classes=7
+    ),
+  )
 
 
 def test_entries_that_do_not_fit_are_named(state_dict, tmp_path, capsys):

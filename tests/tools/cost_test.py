@@ -7,6 +7,7 @@ import pytest
 
 import acmix_jax
 from acmix_jax.tools import cost
+from acmix_jax.tools.cost import __main__ as program
 
 # Parameters and multiply-adds of the official code at 224x224, batch 1, by a
 # counter of every convolution and product that it runs.
@@ -27,12 +28,75 @@ OFFICIAL = {
   'swin_tiny_acmix': (28_649_908, 4_645_008_384),
   'swin_small_acmix': (50_345_080, 8_992_859_136),
 }
+# Detectors at 80 classes: multiply-adds at 800x1280 by part, as mmdetection's
+# built models compute them.
+DETECTORS = {
+  'retinanet:pvt_tiny': {
+    'backbone': 69_492_736_000,
+    'neck': 13_717_340_160,
+    'head': 137_800_673_280,
+  },
+  'cascade_mask_rcnn:swin_tiny': {
+    'backbone': 95_563_250_688,
+    'neck': 53_084_160_000,
+    'rpn': 50_615_792_640,
+    **{f'box_heads_{stage}': 128_861_184_000 for stage in range(3)},
+    **{f'mask_heads_{stage}': 52_985_856_000 for stage in range(3)},
+  },
+}
+# Segmenters at 150 classes: parameters and, at 512x512 and 512x2048, multiply-
+# adds by part. mmsegmentation's necks and heads measured; backbones by closed
+# forms that give the official 224x224 counts.
+PYRAMID = (1_643_158, 8_090_812_416, 32_363_249_664)
+SEGMENTERS = {
+  'semantic_fpn:pvt_tiny': {
+    'backbone': (12_714_752, 11_744_051_200, 71_940_702_208),
+    'neck': (2_623_488, 13_354_663_936, 53_418_655_744),
+    'head': PYRAMID,
+  },
+  'semantic_fpn:pvt_small': {
+    'backbone': (23_971_328, 23_028_826_112, 138_823_073_792),
+    'neck': (2_623_488, 13_354_663_936, 53_418_655_744),
+    'head': PYRAMID,
+  },
+  'semantic_fpn:resnet50': {
+    'neck': (3_344_384, 14_847_836_160, 59_391_344_640),
+    'head': PYRAMID,
+  },
+  'upernet:swin_tiny': {
+    'backbone': (27_520_698, 25_502_541_696, 98_995_128_576),
+    'head': (31_497_366, 211_362_250_752, 845_390_020_608),
+    'auxiliary': (923_798, 945_291_264, 3_781_165_056),
+  },
+  'upernet:swin_small': {
+    'backbone': (48_838_602, 49_221_659_520, 192_026_879_232),
+    'head': (31_497_366, 211_362_250_752, 845_390_020_608),
+    'auxiliary': (923_798, 945_291_264, 3_781_165_056),
+  },
+}
 count = functools.cache(cost.count)
 
 
 @pytest.mark.parametrize('name', OFFICIAL)
 def test_counts_are_the_official_ones(name):
   assert (count(name).params, count(name).macs) == OFFICIAL[name]
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_multiply_adds_of_detectors_are_the_official_ones(name):
+  parts = cost.count(name, (800, 1280)).parts
+  assert {part: x.macs for part, x in parts.items()} == DETECTORS[name]
+
+
+@pytest.mark.parametrize('size', [(512, 512), (512, 2048)])
+@pytest.mark.parametrize('name', SEGMENTERS)
+def test_parts_of_segmenters_are_the_official_ones(name, size):
+  counted = count(name, size)
+  for part, (params, *macs) in SEGMENTERS[name].items():
+    assert counted.parts[part] == (params, macs[size[1] > 512]), part
+  assert counted.macs == sum(
+    part.macs for name, part in counted.parts.items() if name != 'auxiliary'
+  )
 
 
 @pytest.mark.parametrize(
@@ -104,13 +168,22 @@ def test_the_implementation_does_not_change_the_count():
 
 
 def test_json_holds_the_figures_of_each_model(capsys):
-  assert not cost.main(['resnet26', 'pvt_tiny', '--json', '--image_size=64x96'])
+  assert not program.main(
+    ['resnet26', 'pvt_tiny', '--json', '--image_size=64x96']
+  )
   resnet, pvt = json.loads(capsys.readouterr().out)
   counted = cost.count('resnet26', (64, 96))
   assert resnet == {
     'model': 'resnet26',
     'params': 13_696_552,
     'macs': counted.macs,
+    'parts': {
+      'backbone': {
+        'params': 13_696_552 - 2_049_000,
+        'macs': counted.macs - 2_048_000,
+      },
+      'head': {'params': 2_049_000, 'macs': 2_048_000},
+    },
     'stage1_macs': counted.stage1_macs,
     'stage2_macs': 0,
     'table1': counted.table1._asdict(),
@@ -119,7 +192,7 @@ def test_json_holds_the_figures_of_each_model(capsys):
 
 
 def test_the_table_states_where_the_paper_differs(capsys):
-  assert not cost.main(['resnet50_acmix', 'san19', '--image_size=224'])
+  assert not program.main(['resnet50_acmix', 'san19', '--image_size=224'])
   _, _, acmix, san, note = capsys.readouterr().out.splitlines()
   assert acmix.split()[:3] == ['resnet50_acmix', '18,333,976', '3,502,300,672']
   assert '0.96 (73%)  0.35 (27%)' in acmix
@@ -128,9 +201,22 @@ def test_the_table_states_where_the_paper_differs(capsys):
   assert '0.56 (-0.16)' in note
 
 
+def test_a_segmenter_is_listed_by_part(capsys):
+  name = 'upernet:swin_tiny'
+  assert not program.main([name, 'resnet26', '--image_size=512'])
+  _, _, whole, *parts, last = capsys.readouterr().out.splitlines()
+  assert whole.split()[:3] == [name, '59,941,862', '236,864,792,448']
+  assert [row.split() for row in parts] == [
+    ['backbone', '27,520,698', '25,502,541,696'],
+    ['head', '31,497,366', '211,362,250,752'],
+    ['auxiliary', '923,798', '945,291,264'],
+  ]
+  assert last.split()[0] == 'resnet26'
+
+
 @pytest.mark.parametrize('size', ['256', '800x1344', '224x448'])
 def test_the_paper_is_compared_at_its_own_size_alone(size, capsys):
-  assert not cost.main(['san19', f'--image_size={size}'])
+  assert not program.main(['san19', f'--image_size={size}'])
   *_, row = capsys.readouterr().out.splitlines()
   assert row.split()[0] == 'san19' and row.split()[-2:] == ['-', '-']
 
@@ -139,15 +225,17 @@ def test_the_paper_is_compared_at_its_own_size_alone(size, capsys):
   ('arguments', 'message'),
   [
     (['resnet50_acmx'], "Did you mean 'resnet50_acmix'"),
+    (['upernet'], 'upernet needs a backbone'),
+    (['upernet:swin_tny'], "Did you mean 'swin_tiny'"),
     (['resnet50_acmix', '--image_size=64'], 'smallest side that works is 4'),
   ],
 )
 def test_what_cannot_be_counted_is_answered(arguments, message, capsys):
-  assert cost.main(arguments) == 2
+  assert program.main(arguments) == 2
   assert message in capsys.readouterr().err
 
 
 def test_a_wrong_size_is_answered(capsys):
   with pytest.raises(SystemExit):
-    cost.main(['resnet26', '--image_size=big'])
+    program.main(['resnet26', '--image_size=big'])
   assert "'big' is neither N nor HxW" in capsys.readouterr().err

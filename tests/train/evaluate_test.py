@@ -1,5 +1,10 @@
 """The evaluation pass: what evaluators see, and what comes out."""
 
+import pathlib
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -95,3 +100,43 @@ def test_evaluation_looks_at_no_field_of_training():
   config.eval.batch_size = 7
   with pytest.raises(ValueError, match='eval.batch_size=7'):
     build.Evaluation(config, mesh, pixel_task.PixelTask())
+
+
+# Evaluates as --mode=eval does; the input stalls after a batch.
+STALLING = """
+import sys, threading
+from acmix_jax.train import build, evaluate, mesh
+from configs import imagenet
+from tests.train import pixel_task
+
+class Stalling(pixel_task.Batches):
+  def __next__(self):
+    print('drawing', flush=True)
+    threading.Event().wait()
+
+task = pixel_task.PixelTask()
+task.eval_data = lambda index, count: Stalling([])
+config = imagenet.resnet('none', stage_sizes=())
+config.eval.batch_size = pixel_task.BATCH_SIZE
+evaluation = build.Evaluation(config, mesh.make_mesh(config.mesh), task)
+evaluate.evaluate(evaluation, task.init(None)['params'], {})
+"""
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_stalled_evaluation_ends_at_a_signal(signum):
+  process = subprocess.Popen(
+    [sys.executable, '-c', STALLING],
+    cwd=pathlib.Path(__file__).parents[2],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == 'drawing\n'
+    process.send_signal(signum)
+    # Closing the input takes 5 s of these.
+    _, errors = process.communicate(timeout=30)
+  finally:
+    process.kill()
+  assert process.returncode == -signum, errors

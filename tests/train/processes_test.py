@@ -10,6 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from acmix_jax import models
+from acmix_jax.train import loop
+from tests.train import augmented_run, tiny_run
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -55,6 +59,24 @@ def failing(self):
     raise pipeline.TooManyDamagedError(['a/b.png: cut'], 0)
   return draw(self)
 pipeline.Batches.__next__ = failing
+runpy.run_path('main.py', run_name='__main__')
+"""
+
+
+# Runs main.py with an input that stalls on one process after two batches.
+STALLING = """
+import os, runpy, threading
+from acmix_jax.data import pipeline
+from acmix_jax.train import preemption, reader
+reader._STALL_SECONDS, reader._CLOSE_SECONDS = 2, 0.5
+preemption._GRACE_SECONDS = 1
+draw, left = pipeline.Batches.__next__, [2]
+def stalling(self):
+  left[0] -= 1
+  if left[0] < 0 and os.environ['JAX_PROCESS_ID'] == os.environ['STALLS']:
+    threading.Event().wait()
+  return draw(self)
+pipeline.Batches.__next__ = stalling
 runpy.run_path('main.py', run_name='__main__')
 """
 
@@ -142,6 +164,30 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
   assert int(saved.name) == len(two)
 
 
+def test_two_processes_draw_the_augmentation_of_one(tmp_path, monkeypatch):
+  program = '-m', 'tests.train.augmented_run', str(tmp_path / 'two')
+  processes = [_run(*program, **own) for own in _pair()]
+  try:
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], errors
+
+  monkeypatch.setattr(
+    models,
+    'create_model',
+    lambda name, num_classes, **fields: augmented_run.Grouped(num_classes),
+  )
+  loop.run(augmented_run.config(), str(tmp_path / 'one'))
+  for two, one in zip(
+    tiny_run.lines(tmp_path / 'two'),
+    tiny_run.lines(tmp_path / 'one'),
+    strict=True,
+  ):
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 def test_two_processes_leave_an_evaluation_together(tmp_path):
   options = tmp_path, '--config.train.eval_every_steps=3'
   _stop_after(
@@ -181,6 +227,32 @@ def test_what_one_process_cannot_read_ends_both_with_its_message(
   assert f'Process {fails} failed: TooManyDamagedError' in other
   assert 'Traceback' not in other
   assert (tmp_path / 'checkpoints' / '2' / 'manifest.json').exists()
+
+
+@pytest.mark.parametrize('stalls', ['0', '1'])
+def test_an_input_that_stalls_on_one_process_is_said_and_ended_on_both(
+  tmp_path, stalls
+):
+  processes = [
+    _train(tmp_path, program=('-c', STALLING), STALLS=stalls, **own)
+    for own in _pair()
+  ]
+  other, errors = processes[1 - int(stalls)], ['', '']
+  try:
+    for line in other.stderr:
+      errors[1 - int(stalls)] += line
+      if f'Process {stalls}: The input stalls: no batch for 2 s.' in line:
+        other.terminate()
+        break
+    for index, process in enumerate(processes):
+      errors[index] += process.communicate(timeout=120)[1]
+  finally:
+    for process in processes:
+      process.kill()
+  message = f'Process {stalls} failed: TimeoutError: SIGTERM came while'
+  assert message in errors[1 - int(stalls)], errors
+  assert 'TimeoutError: SIGTERM came while' in errors[int(stalls)], errors
+  assert [process.returncode for process in processes] == [1, 1]
 
 
 def _evaluate(*environments):

@@ -93,3 +93,11 @@ def test_another_state_is_refused_where_nothing_is_recorded(
   error.match(message)
   assert len(str(error.value).splitlines()) <= 5
   assert tiny_run.steps(workdir) == [1]
+
+
+def test_recorded_configs_are_loaded_as_they_were(workdir):
+  config = tiny_run.config(num_steps=1)
+  loaded = recorded_config.load(workdir)
+  assert loaded == config and loaded.is_locked
+  assert loaded.data.crop_ratio == (3 / 4, 4 / 3)
+  assert isinstance(loaded.model.stage_sizes, tuple)

@@ -41,3 +41,14 @@ def test_lines_are_valid_json():
     'b': None,
     'c': 0.5,
   }
+
+
+def test_scores_of_classes_go_to_the_files_alone(tmp_path, caplog):
+  caplog.set_level('INFO', 'acmix_jax')
+  log = writer.TrainingLog(tmp_path, tiny_run.config(), 0, 10)
+  log.eval(5, {'mean_iou': 0.5, 'count': 7, 'iou/wall': 0.25})
+  log.close()
+  assert 'step 5  eval/mean_iou 0.5  eval/count 7' in caplog.text
+  assert 'wall' not in caplog.text
+  (line,) = tiny_run.lines(tmp_path)
+  assert line['eval/iou/wall'] == 0.25

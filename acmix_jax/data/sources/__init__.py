@@ -16,6 +16,7 @@ from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
 from acmix_jax.data.sources.label_files import LabelFiles
+from acmix_jax.data.sources.scenes import Scenes
 from acmix_jax.data.sources.segmentation_folder import open_segmentation_folder
 from acmix_jax.data.sources.source import (
   LabelledImages,
@@ -33,6 +34,7 @@ __all__ = [
   'LabelMaps',
   'LabelledImages',
   'OnCanvases',
+  'Scenes',
   'Source',
   'make_source',
 ]
@@ -45,6 +47,7 @@ _SOURCES = {
   'digits': lambda config, split: Digits(split),
   'folder': lambda config, split: Folder(config.dir, split),
   'imagenet2012': lambda config, split: ImageNet(config.dir, split),
+  'scenes': lambda config, split: Scenes(split),
   'segmentation_folder': open_segmentation_folder,
 }
 

@@ -13,7 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from acmix_jax.models.backbones import backbone
-from acmix_jax.nn import acmix, checks, transformer, window_attention
+from acmix_jax.nn import (
+  acmix,
+  checks,
+  layers,
+  transformer,
+  window_attention,
+)
 
 
 class PatchMerging(nn.Module):
@@ -38,7 +44,7 @@ class PatchMerging(nn.Module):
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)
     # Official order of the four: down, then right.
     x = x.transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
-    x = nn.LayerNorm(1e-5, **dtypes, name='norm')(x)
+    x = layers.LayerNorm(1e-5, **dtypes, name='norm')(x)
     dense = transformer.dense(
       self.features, use_bias=False, **dtypes, name='dense'
     )
@@ -111,7 +117,7 @@ class Swin(backbone.Backbone):
     ]
     if self.dense:
       self.norms = [
-        nn.LayerNorm(1e-5, **dtypes, name=f'{name}_norm')
+        layers.LayerNorm(1e-5, **dtypes, name=f'{name}_norm')
         for name in self.channels
       ]
     self.blocks = [

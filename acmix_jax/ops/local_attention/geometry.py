@@ -91,7 +91,8 @@ def log_counts(
     problem: Description of the window.
 
   Returns:
-    -inf where the key is not in the window or not in the line.
+    -2e30 where the key is not in the window or not in the line: finite, for
+    `jax_debug_infs`, and its exponential is 0 beside that of any real logit.
   """
   last = size - 1
 
@@ -103,11 +104,13 @@ def log_counts(
     )
 
   exists = (key >= 0) & (key <= last)
-  return jnp.log(
+  count = (
     seen(key - query, exists)
     + seen(key + query, exists & (key > 0))
     + seen(2 * last - key - query, exists & (key < last))
   )
+  log_count = jnp.log(jnp.maximum(count, 1))
+  return jnp.where(count > 0, log_count, np.float32(-2e30))
 
 
 def middle(size: int) -> float:

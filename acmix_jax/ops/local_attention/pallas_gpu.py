@@ -146,7 +146,7 @@ def _statistic(ref, pixels: _Pixels):
 
 
 def _logits(problem: geometry.Problem, q, k, queries: _Pixels, keys: _Pixels):
-  """Products plus log counts; -inf where a key is not in the window."""
+  """Products plus log counts; -2e30 where a key is not in the window."""
   rows, columns = (
     geometry.log_counts(
       problem.strides * query[:, None], key[None], size, problem

@@ -90,8 +90,8 @@ def shift_convolution(
     strides: Pixels between outputs.
     dilation: Pixels between neighbouring taps.
     implementation: 'auto', or a name of `IMPLEMENTATIONS`; all compute the
-      same numbers up to rounding. 'channels', 'cpu_kernel' and, on CPU, 'auto'
-      have a reverse gradient of the first order only.
+      same numbers up to rounding. Other derivatives than the first gradient
+      are those of 'shifts' where an implementation has its own.
 
   Returns:
     The convolved maps in the dtype of the first.

@@ -17,35 +17,11 @@ links between chips nor latencies are modelled: a real update takes longer.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
-
+from acmix_jax.tools import config_file
 from acmix_jax.tools.aot import compilation, roofline
-
-
-def _config(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
-  """The config of a file with fields set as main.py's flags set them.
-
-  Raises:
-    ValueError: no such file, field or value.
-  """
-  if not os.path.exists(path.partition(':')[0]):
-    raise ValueError(f'{path}: there is no such file.')
-  arguments = ['aot', f'--config={path}', *overrides]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=arguments
-  )
-  try:
-    values(arguments)
-  except (AttributeError, flags.Error) as error:
-    raise ValueError(str(error)) from error
-  return holder.value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args, overrides = parser.parse_known_args(argv)
   try:
-    config = _config(args.config, overrides)
+    config = config_file.load(args.config, overrides)
     fits = True
     for report in compilation.compile_updates(
       config, args.topology, by_operation=args.by_operation

@@ -122,7 +122,7 @@ def _compile(training, batch, topology, chip, by_operation):
   config, mesh = training.config, training.mesh
   report = functools.partial(
     roofline.Report,
-    model=config.model.name,
+    model=_model_name(config.model),
     topology=topology,
     mesh=dict(mesh.shape),
     chip=chip,
@@ -164,6 +164,12 @@ def _compile(training, batch, topology, chip, by_operation):
     advice=[] if fits else advise(config, mesh),
     operations=program.operations() if by_operation else [],
   )
+
+
+def _model_name(model: ml_collections.ConfigDict) -> str:
+  """The model's name, with that of its backbone if it has one."""
+  parts = [model.name, *(model[key] for key in ('backbone',) if key in model)]
+  return ':'.join(parts)
 
 
 def advise(

@@ -18,11 +18,14 @@ def _conv_norm(ours: str, official: str) -> list:
 
 _LEVELS = 'decode_head.scale_heads'
 
-TABLE = [
+NECK = [
   *layer(r'neck/lateral(\d)', r'neck.lateral_convs.\1.conv', conv),
   *layer(r'neck/output(\d)', r'neck.fpn_convs.\1.conv', conv),
   *layer('neck/extra0', 'neck.fpn_convs.3.conv', conv),
   *layer('neck/extra1', 'neck.fpn_convs.4.conv', conv),
+]
+TABLE = [
+  *NECK,
   # Between two convolutions the source has a layer that doubles the map.
   *_conv_norm(r'head/level(\d)_0', rf'{_LEVELS}.\1.0'),
   *_conv_norm(r'head/level(\d)_1', rf'{_LEVELS}.\1.2'),

@@ -1,13 +1,17 @@
-"""Names of the official Swin and Swin-ACmix, and of timm's and torchvision's.
+"""Names of the official Swin and Swin-ACmix, and of other libraries' Swins.
 
 Sources: microsoft/Swin-Transformer models/swin_transformer.py; LeapLabTHU/ACmix
 Swin-Transformer/models/swin_transformer_acmix.py. The Swins of timm and
-torchvision hold the same arrays under other names.
+torchvision hold the same arrays under other names; those of mmsegmentation and
+mmdetection, since they have a Swin of their own, do but for the order of the
+four pixels that are merged.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from acmix_jax.weights.tables.layouts import (
   conv,
@@ -33,21 +37,40 @@ _TORCHVISION = [
   (r'\.mlp\.0\.', '.mlp.fc1.'),
   (r'\.mlp\.3\.', '.mlp.fc2.'),
 ]
+_OPENMMLAB = [
+  (r'^backbone\.patch_embed\.projection\.', 'backbone.patch_embed.proj.'),
+  (r'^backbone\.stages\.', 'backbone.layers.'),
+  (r'\.attn\.w_msa\.', '.attn.'),
+  (r'\.ffn\.layers\.0\.0\.', '.mlp.fc1.'),
+  (r'\.ffn\.layers\.1\.', '.mlp.fc2.'),
+]
 
 
 def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-  """Renames the entries of timm's or torchvision's Swin, if it is one."""
+  """Renames the entries of another library's Swin, if it is one."""
   rules = []
   if 'head.fc.weight' in state_dict:
     rules = _TIMM
   elif 'features.0.0.weight' in state_dict:
     rules = _TORCHVISION
+  elif 'backbone.patch_embed.projection.weight' in state_dict:
+    rules = _OPENMMLAB
+    state_dict = {
+      name: _official_order(x) if '.downsample.' in name else x
+      for name, x in state_dict.items()
+    }
   renamed = {}
   for name, value in state_dict.items():
     for pattern, official in rules:
       name = re.sub(pattern, official, name)
     renamed[name] = value
   return renamed
+
+
+def _official_order(x: np.ndarray) -> np.ndarray:
+  """[..., c * 4], pixels in rows -> [..., 4 * c], down, then right."""
+  pixels = x.reshape(*x.shape[:-1], -1, 4)[..., (0, 2, 1, 3)]
+  return pixels.swapaxes(-1, -2).reshape(x.shape)
 
 
 def _merging(stage: int) -> str:

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from acmix_jax.ops import implementations, local_attention, reference
+from acmix_jax.ops import (
+  attention,
+  implementations,
+  local_attention,
+  reference,
+)
 from acmix_jax.ops.local_attention import geometry
 from tests.ops import battery
 
@@ -94,19 +99,40 @@ def test_local_attention_names_what_is_wrong(shape, options, message):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('name', ['auto', 'patches', 'pallas'])
+@pytest.mark.parametrize('name', ['auto', 'patches'])
 def test_local_attention_traces_beside_64_bit_numbers(name, dtype):
-  if (name, dtype) == ('pallas', 'float64'):
-    pytest.skip('The kernels are for float32 and bfloat16.')
   with jax.enable_x64(True):
     x = jax.ShapeDtypeStruct((1, 9, 8, 2, 16), dtype)
-    run = functools.partial(
-      local_attention.local_attention, strides=2, implementation=name
-    )
+    run = functools.partial(gradients, strides=2, implementation=name)
+    assert all(x.dtype == dtype for x in jax.eval_shape(run, x, x, x))
 
-    # 'auto' and 'pallas' trace the kernels of every platform.
-    def gradients(*maps):
-      out, pullback = jax.vjp(run, *maps)
-      return pullback(out)
 
-    assert all(x.dtype == dtype for x in jax.eval_shape(gradients, x, x, x))
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_kernels_lower_beside_64_bit_numbers(platform):
+  with jax.enable_x64(True):
+    x = jax.ShapeDtypeStruct((1, 9, 8, 2, 16), 'float32')
+    run = functools.partial(gradients, strides=2, implementation='pallas')
+    jax.jit(run).trace(x, x, x).lower(lowering_platforms=(platform,))
+
+
+def gradients(*maps, **options):
+  run = functools.partial(local_attention.local_attention, **options)
+  out, pullback = jax.vjp(run, *maps)
+  return pullback(out)
+
+
+@pytest.mark.parametrize('name', ['tiles', 'pallas'])
+def test_nothing_infinite_is_made(name):
+  maps = [battery.normal(i, (1, 3, 4, 1, 4)) for i in range(3)]
+  with jax.debug_infs(True), jax.debug_nans(True):
+    gradients(*maps, kernel_size=3, implementation=name)
+
+
+def test_masked_keys_count_for_nothing_and_are_finite():
+  q, k, v = (battery.normal(i, (1, 3, 1, 4)) for i in range(3))
+  mask = np.tril(np.ones((1, 1, 3, 3), bool))
+  with jax.debug_infs(True):
+    out = attention.attention(q, k, v, mask=jnp.asarray(mask))
+  for i in range(3):
+    alone = attention.attention(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1])
+    np.testing.assert_allclose(out[:, i], alone[:, 0], rtol=1e-6)

@@ -235,7 +235,8 @@ def test_kernels_lower_for_their_platform(platform, call, shape, window, dtype):
     return out.astype(jnp.float32).sum()
 
   gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
-  lowered = gradient.trace(x, x, x).lower(lowering_platforms=(platform,))
+  with jax.numpy_dtype_promotion('strict'):
+    lowered = gradient.trace(x, x, x).lower(lowering_platforms=(platform,))
   assert lowered.as_text().count(call) == {'tpu': 2, 'cuda': 3}[platform]
 
 

@@ -1,34 +1,14 @@
-r"""Counts the parameters and multiply-adds of models: the paper's Table 1.
+"""Counts the products of a model's own program, without computing it.
 
-    python -m acmix_jax.tools.cost resnet50_acmix swin_tiny [--json] \
-        [--image_size=224 | HxW]
-
-The model is traced on one image and the products of its own program are
-counted, exactly: a MAC is one multiply-add of a convolution, a matrix product
-or a weighted sum; biases, normalisation, activations and softmax are free. The
-program is that of the official code: windows are unfolded, the fully connected
-layer comes before the shifts. The faster implementations compute the same from
-more or fewer products.
-
-Of each block's operator, stage I is the projection and stage II what gathers
-its results: attention with its output projection, and the convolution path.
-
-"As in Table 1" counts three things as the paper does. The attention of a layer
-with strides is computed for all pixels, of which those between the strides are
-dropped; our models and the official code drop them first. A k x k convolution
-is k*k 1x1 convolutions (stage I), whose results are shifted and summed (stage
-II, one addition each: they are no MACs of the model). PVT is not in Table 1,
-and of its reduction of keys and values the paper names no stage.
+A MAC is one multiply-add of a convolution, a matrix product or a weighted sum;
+biases, normalisation, activations, softmax and the resizing of maps are free.
 """
 
-import argparse
 import dataclasses
 import enum
-import json
+import functools
 import math
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -37,30 +17,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from acmix_jax import models
-from acmix_jax.models import classifier
+from acmix_jax.models import classifier, detection, segmenters
 from acmix_jax.models.backbones import resnet, san, swin
 from acmix_jax.nn import acmix, attention, layers, local_attention
 from acmix_jax.ops import cost_marks
 
-# What the paper prints, in 10^9 MACs, at 224 x 224.
-_PRINTED = {
-  'resnet50': (1.85, 0.01),
-  'resnet50_attention': (0.96, 0.19),
-  'resnet50_acmix': (0.96, 0.35),
-  'san19': (1.29, 0.72),
-  'san19_acmix': (1.29, 0.89),
-  'swin_tiny': (1.04, 0.49),
-  'swin_tiny_acmix': (1.04, 0.64),
-}
 _IN_TABLE1 = (resnet.ResNet, san.SAN, swin.Swin)
 # Those with the products of the official code.
 _IMPLEMENTATIONS = {
   'attention_implementation': 'patches',
   'convolution_implementation': 'shifts',
 }
-_PRINTED_SIZE = (224, 224)
 # Between the stage and the path of an operator in the name of a scope.
 _OF = ' of '
+# Before the name of a part of the model in the name of a scope.
+_PART = 'part '
+# The part that only training computes.
+_FOR_TRAINING = 'auxiliary'
 
 
 class Stages(NamedTuple):
@@ -70,6 +43,13 @@ class Stages(NamedTuple):
   stage2: int
 
 
+class Part(NamedTuple):
+  """Parameters and MACs of a part of a model."""
+
+  params: int
+  macs: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
   """What one image costs.
@@ -77,19 +57,31 @@ class Cost:
   Attributes:
     model: Name, or class of the backbone.
     image_size: (height, width).
-    params: Parameters.
-    macs: Multiply-adds of the whole model.
+    parts: Parameters and multiply-adds by part: 'backbone', 'neck', 'head', and
+      'auxiliary', the head that is for training alone. Of Mask R-CNN 'rpn', and
+      each stage's 'box_heads_0' on 1000 regions and 'mask_heads_0' on 100.
     operators: Multiply-adds of each block's operator, by its path.
     table1: Multiply-adds of all operators, counted as in the paper's Table 1;
-      None where the paper does not say how.
+      None where the paper does not say how, and of dense prediction.
   """
 
   model: str
   image_size: tuple[int, int]
-  params: int
-  macs: int
+  parts: dict[str, Part]
   operators: dict[str, Stages]
   table1: Stages | None
+
+  @property
+  def params(self) -> int:
+    """Parameters of all parts."""
+    return sum(part.params for part in self.parts.values())
+
+  @property
+  def macs(self) -> int:
+    """Multiply-adds of a prediction."""
+    return sum(
+      part.macs for name, part in self.parts.items() if name != _FOR_TRAINING
+    )
 
   @property
   def stage1_macs(self) -> int:
@@ -103,12 +95,16 @@ class Cost:
 
 
 def count(
-  model: str | classifier.Classifier, image_size: int | tuple[int, int] = 224
+  model: str
+  | classifier.Classifier
+  | segmenters.Segmenter
+  | detection.Detector,
+  image_size: int | tuple[int, int] = 224,
 ) -> Cost:
   """Counts a model on one image; nothing is compiled or computed.
 
   Args:
-    model: Registered name, or a classifier of `create_model`, whose
+    model: Registered name, HEAD:BACKBONE, or a model of `create_model`, whose
       implementations are replaced by those of the official code.
     image_size: Pixels of a side, or (height, width).
 
@@ -118,17 +114,20 @@ def count(
   """
   name = model if isinstance(model, str) else type(model.backbone).__name__
   if isinstance(model, str):
-    model = models.create_model(model)
+    model = models.create_model(**models.split_name(model))
   fields = {field.name for field in dataclasses.fields(model.backbone)}
   official = {k: v for k, v in _IMPLEMENTATIONS.items() if k in fields}
   model = model.clone(backbone=model.backbone.clone(**official))
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  init = functools.partial(model.init, method=_method(model), train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), images)
 
+  params = variables['params']
   products = _trace(model, variables, images)
   table1 = None
-  if isinstance(model.backbone, _IN_TABLE1):
+  is_classifier = isinstance(model, classifier.Classifier)
+  if is_classifier and isinstance(model.backbone, _IN_TABLE1):
     in_table1 = _trace(model, variables, images, as_in_table1=True)
     by_operator = _by_operator(in_table1, as_in_table1=True)
     table1 = Stages(
@@ -137,8 +136,14 @@ def count(
   return Cost(
     model=name,
     image_size=size,
-    params=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
-    macs=sum(product.macs for product in products),
+    parts={
+      field.name: Part(
+        sum(leaf.size for leaf in jax.tree.leaves(params[field.name])),
+        sum(x.macs for x in products if f'{_PART}{field.name}' in x.scopes),
+      )
+      for field in dataclasses.fields(model)
+      if field.name in params
+    },
     operators=_by_operator(products),
     table1=table1,
   )
@@ -184,10 +189,13 @@ class _Product(NamedTuple):
 
 
 def _trace(model, variables, images, *, as_in_table1=False) -> list[_Product]:
-  """The products of the model, those of operators in scopes of their own."""
+  """The products of the model; parts and operators have scopes of their own."""
 
   def mark(next_function, args, kwargs, context):
     found = _stage(context.module, context.method_name)
+    if len(context.module.path) == 1:
+      with jax.named_scope(f'{_PART}{context.module.name}'):
+        return next_function(*args, **kwargs)
     if found is None:
       return next_function(*args, **kwargs)
     stage, operator = found
@@ -197,8 +205,20 @@ def _trace(model, variables, images, *, as_in_table1=False) -> list[_Product]:
       return next_function(*args, **kwargs)
 
   with nn.intercept_methods(mark):
-    jaxpr = jax.make_jaxpr(model.apply)(variables, images)
+    jaxpr = jax.make_jaxpr(
+      lambda *args: model.apply(*args, method=_method(model), train=False)
+    )(variables, images)
   return list(_products(jaxpr.jaxpr))
+
+
+def _method(model: nn.Module) -> str:
+  """The method that runs all that has parameters."""
+  match model:
+    case classifier.Classifier():
+      return '__call__'
+    case detection.Detector():
+      return 'networks'
+  return 'training_logits'
 
 
 def _before_strides(module: nn.Module, aggregate: Callable) -> Callable:
@@ -228,7 +248,8 @@ def _products(
       shape = equation.invars[0].aval.shape
       (contracted, _), _ = params['dimension_numbers']
       terms = math.prod(shape[axis] for axis in contracted)
-      if contracted:  # Otherwise nothing is added up: it repeats an array.
+      # Where nothing is contracted it repeats an array.
+      if contracted and cost_marks.RESIZE not in scopes:
         yield _Product(scopes, results * terms)
     elif primitive == 'conv_general_dilated' and cost_marks.COPY not in scopes:
       shape = equation.invars[1].aval.shape
@@ -277,109 +298,3 @@ def _by_operator(
       stage2 += product.macs // product.channels
     operators[name] = Stages(stage1, stage2)
   return operators
-
-
-def _as_json(cost: Cost) -> dict:
-  return {
-    'model': cost.model,
-    'params': cost.params,
-    'macs': cost.macs,
-    'stage1_macs': cost.stage1_macs,
-    'stage2_macs': cost.stage2_macs,
-    'table1': cost.table1 and cost.table1._asdict(),
-  }
-
-
-def _table(costs: list[Cost]) -> str:
-  """Aligned columns and notes; the MACs of stages are in 10^9."""
-  rows = [
-    ('', '', '', 'model', '', 'as in Table 1', '', 'paper', ''),
-    ('model', 'parameters', 'MACs', *('stage I', 'stage II') * 3),
-  ]
-  notes = []
-  for cost in costs:
-    printed = None
-    if cost.image_size == _PRINTED_SIZE:
-      printed = _PRINTED.get(cost.model)
-    rows.append(
-      (
-        cost.model,
-        f'{cost.params:,}',
-        f'{cost.macs:,}',
-        f'{cost.stage1_macs / 1e9:.3f}',
-        f'{cost.stage2_macs / 1e9:.3f}',
-        *(_with_shares(cost.table1) if cost.table1 else '--'),
-        *([f'{macs:.2f}' for macs in printed] if printed else '--'),
-      )
-    )
-    if printed:
-      notes += _differences(cost, printed)
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(
-      [row[0].ljust(widths[0])]
-      + [
-        cell.rjust(width)
-        for cell, width in zip(row[1:], widths[1:], strict=True)
-      ]
-    )
-    for row in rows
-  ]
-  return '\n'.join(lines + notes)
-
-
-def _with_shares(stages: Stages) -> list[str]:
-  total = sum(stages)
-  return [f'{macs / 1e9:.2f} ({macs / total:3.0%})' for macs in stages]
-
-
-def _differences(cost: Cost, printed: tuple[float, float]) -> list[str]:
-  """Notes on figures of the paper that the count does not give."""
-  return [
-    f'{cost.model}: the paper prints {theirs:.2f} for stage {stage}, the count '
-    f'is {ours / 1e9:.2f} ({ours / 1e9 - theirs:+.2f}), unexplained.'
-    for stage, ours, theirs in zip(
-      ('I', 'II'), cost.table1, printed, strict=True
-    )
-    if f'{ours / 1e9:.2f}' != f'{theirs:.2f}'
-  ]
-
-
-def _image_size(text: str) -> tuple[int, int]:
-  match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
-  if not match:
-    raise argparse.ArgumentTypeError(f'{text!r} is neither N nor HxW.')
-  height, width = match.groups()
-  return int(height), int(width or height)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status: 2 for an unknown model or an unfit size."""
-  parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.cost',
-    description="Counts parameters and multiply-adds: the paper's Table 1.",
-  )
-  parser.add_argument('models', nargs='+', metavar='MODEL')
-  parser.add_argument('--json', action='store_true', help='print a JSON list')
-  parser.add_argument(
-    '--image_size',
-    type=_image_size,
-    default=(224, 224),
-    metavar='N|HxW',
-    help='pixels (default: 224)',
-  )
-  args = parser.parse_args(argv)
-  try:
-    costs = [count(name, args.image_size) for name in args.models]
-  except ValueError as error:
-    print(f'cost: {error}', file=sys.stderr)
-    return 2
-  if args.json:
-    print(json.dumps([_as_json(cost) for cost in costs], indent=2))
-  else:
-    print(_table(costs))
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())

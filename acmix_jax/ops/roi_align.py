@@ -1,0 +1,374 @@
+"""RoIAlign on the levels of a pyramid, exact for regions of any size.
+
+The samples of a bin form a grid, and bilinear interpolation is a product of
+one weight by row and one by column: the mean over a bin is W_y F W_x^T, with
+the sums of the weights of its samples as W_y and W_x. Those sums are closed
+(`bin_weights`), so that the number of samples costs nothing and has no limit.
+
+A box is computed tile by tile of its map. Boxes are sorted by level and number
+of tiles, and a few take a tile each at a time: the work is that of the sizes
+that boxes have, though shapes are fixed. The backward pass adds tiles to the
+gradient of the maps in the same order, and keeps nothing but the boxes.
+
+Source: He et al. 2017, arXiv 1703.06870, section 3; mmcv 1.7 RoIAlign
+(aligned, sampling_ratio=0) and mmdetection 2.28 SingleRoIExtractor.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32, Shaped
+
+from acmix_jax.ops import boxes as box_ops
+from acmix_jax.ops import sharding
+
+# Pixels of a side of a tile, and boxes that take a tile each at once. On CPU
+# tiles of 8 px, or 8 boxes, take as long up to a tenth more or less; elsewhere
+# fewer steps are better.
+_TILE = 16
+_TOGETHER = 32
+
+
+def levels_of(
+  boxes: Float[Array, '*n 4'], num_levels: int = 4, finest_side: float = 56.0
+) -> Int32[Array, '*n']:
+  """Level of the pyramid from which the features of a box are taken.
+
+  floor(log2(sqrt(w * h) / finest_side + 1e-6)), at least 0 and at most
+  num_levels - 1: boxes of 112 px and more are on level 1, of 224 on level 2.
+
+  Args:
+    boxes: Boxes in pixels of the image.
+    num_levels: Levels of the pyramid.
+    finest_side: Side in pixels up to twice of which boxes are on level 0.
+  """
+  sides = jnp.sqrt(box_ops.area(boxes)) / finest_side + 1e-6
+  # Compared with powers of 2: logarithms of them are not exact everywhere.
+  return sum(
+    ((sides >= 2**level).astype(jnp.int32) for level in range(1, num_levels)),
+    jnp.zeros(sides.shape, jnp.int32),
+  )
+
+
+def roi_align(
+  features: Sequence[Float[Array, 'b _h _w c']],
+  boxes: Float[Array, 'b r 4'],
+  strides: Sequence[int],
+  output_size: int,
+  finest_side: float = 56.0,
+) -> Float[Array, 'b r {output_size} {output_size} c']:
+  """Mean features of the output_size * output_size bins of each box.
+
+  Pixel i of a map is at (i + .5) * stride. A bin is averaged over
+  ceil(side of the box / output_size) samples in each direction, sides in
+  pixels of the map; an empty box gives 0. Samples more than a pixel beyond
+  the outermost pixels of the map are 0, others outside are those at its edge.
+  Sums are kept in float32. Boxes get no gradient. Images are split over the
+  devices of the mesh in context, see `sharding.split_images`.
+
+  Differs: places of samples are counted from a tile, not from the edge of the
+  map, where float32 keeps fewer of their digits. For features near 1 of an
+  image of 800 x 1344 px, results were within 3e-6 of those in float64, and
+  torchvision's within 1e-4.
+
+  Args:
+    features: Maps of each level.
+    boxes: Boxes in pixels of the image. Rows of padding cost nothing if they
+      are empty.
+    strides: Pixels of the image between pixels of each map.
+    output_size: Bins of a side.
+    finest_side: See `levels_of`.
+
+  Raises:
+    ValueError: there are not as many maps as strides.
+  """
+  if len(features) != len(strides):
+    raise ValueError(
+      f'roi_align: {len(features)} maps and {len(strides)} strides '
+      f'{tuple(strides)}; give the stride of each map.'
+    )
+  shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in features)
+  problem = _Problem(shapes, tuple(strides), output_size, finest_side)
+  return _align(problem, tuple(features), lax.stop_gradient(boxes))
+
+
+def bin_weights(
+  start: Float[Array, '*r'],
+  stop: Float[Array, '*r'],
+  bins: int,
+  pixels: Shaped[Array, '*#r p'],
+  first: float | Shaped[Array, '*#r'],
+  last: float | Shaped[Array, '*#r'],
+) -> Float32[Array, '*r {bins} p']:
+  """Weights of the pixels of a line in the means over the bins of a segment.
+
+  A bin has n = ceil((stop - start) / bins) samples, evenly spaced about its
+  centre; a sample at s gives max(0, 1 - |s - i|) to pixel i, over n. Samples
+  up to 1 beyond the first or the last pixel count as if they were at it, those
+  farther out count nothing.
+
+  Samples ascend by equal steps, so that those between two pixels have a number
+  and a sum without a loop.
+
+  Args:
+    start: Start of each segment, in the coordinate in which pixel i is at i.
+    stop: Its end; there are no samples if it is not beyond the start.
+    bins: Bins of a segment.
+    pixels: Pixels that are asked for.
+    first: First pixel of the line.
+    last: Last pixel of the line.
+  """
+  start, stop = (x.astype(jnp.float32)[..., None, None] for x in (start, stop))
+  first, last = (
+    jnp.asarray(x, jnp.float32)[..., None, None] if jnp.ndim(x) else x
+    for x in (first, last)
+  )
+  y = pixels.astype(jnp.float32)[..., None, :]
+  n = _samples(stop - start, bins)
+  # By a number that is no constant: a compiler would multiply by its inverse.
+  step = jnp.where(n > 0, (stop - start) / (bins * jnp.maximum(n, 1)), 1)
+  # The first sample of each bin.
+  index = jnp.arange(bins, dtype=jnp.float32)
+  index = index.reshape((1,) * (start.ndim - 2) + (-1, 1))
+  head = start + index * (step * n) + step / 2
+
+  def below(t):
+    return jnp.clip(jnp.ceil((t - head) / step), 0, n)
+
+  def up_to(t):
+    return jnp.clip(jnp.floor((t - head) / step) + 1, 0, n)
+
+  def near(t):
+    return jnp.maximum(1 - jnp.abs(t - y), 0)
+
+  inside = below(first), up_to(last)
+  a, b, c = (jnp.clip(below(t), *inside) for t in (y - 1, y, y + 1))
+  # Sums of arithmetic series: s - (y - 1) before the pixel, y + 1 - s from it.
+  rising = (b - a) * (head + a * step - (y - 1) + step * (b - a - 1) / 2)
+  falling = (c - b) * (y + 1 - head - b * step - step * (c - b - 1) / 2)
+  at_first = (inside[0] - below(first - 1)) * near(first)
+  at_last = (up_to(last + 1) - inside[1]) * near(last)
+  return (rising + falling + at_first + at_last) / jnp.maximum(n, 1)
+
+
+def _samples(side, bins):
+  """ceil(side / bins), at least 0, however a compiler divides."""
+  n = jnp.ceil(side * (1 / bins))
+  n = n - ((n - 1) * bins >= side)
+  n = n + (n * bins < side)
+  return jnp.maximum(n, 0)
+
+
+class _Problem(NamedTuple):
+  """The arguments of `roi_align` that are static, and shapes of its maps."""
+
+  maps: tuple[jax.ShapeDtypeStruct, ...]
+  strides: tuple[int, ...]
+  output_size: int
+  finest_side: float
+
+
+class _Plan(NamedTuple):
+  """The boxes of all images in the order of the work, [chunks, boxes]."""
+
+  image: Any
+  level: Any
+  # Ends of the box on its map, in the coordinate in which pixel i is at i.
+  rows: tuple[Any, Any]
+  columns: tuple[Any, Any]
+  # Its first tile, the tiles of a row of tiles, and of all rows.
+  top: Any
+  left: Any
+  tiles_wide: Any
+  tiles: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _align(problem, features, boxes):
+  run = functools.partial(_means, problem)
+  return sharding.split_images(run, features, boxes)
+
+
+def _align_forward(problem, features, boxes):
+  return _align(problem, features, boxes), boxes
+
+
+def _align_backward(problem, boxes, to_out):
+  run = functools.partial(_spread, problem)
+  to_features = sharding.split_images(run, to_out, boxes)
+  return to_features, jnp.zeros_like(boxes)
+
+
+_align.defvjp(_align_forward, _align_backward)
+
+
+def _means(problem, features, boxes):
+  plan, order = _make_plan(problem, boxes)
+  bins, channels = problem.output_size, features[0].shape[-1]
+  shape = (*plan.image.shape, bins, bins, channels)
+  out = sharding.vary_alike(jnp.zeros(shape), features, boxes)[0]
+  for level, x in enumerate(features):
+
+    def add(out, chunk, place, by_row, by_column, x=x):
+      tiles = _windows(x, *place).astype(jnp.float32)
+      n, h, w, c = tiles.shape
+      by_rows = jnp.matmul(
+        by_row, tiles.reshape(n, h, w * c), precision='highest'
+      ).reshape(n, bins, 1, w, c)
+      means = jnp.sum(by_rows * by_column[:, None, :, :, None], axis=3)
+      return out.at[chunk].add(means)
+
+    out = _visit(problem, plan, level, add, out)
+  out = out.reshape(-1, *shape[2:])
+  places = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+  b, r, _ = boxes.shape
+  out = out[places[: b * r]].reshape(b, r, *shape[2:])
+  return out.astype(features[0].dtype)
+
+
+def _spread(problem, to_out, boxes):
+  """The transpose of `_means` in the features."""
+  plan, order = _make_plan(problem, boxes)
+  b, r, bins, _, channels = to_out.shape
+  to_out = to_out.reshape(b * r, bins, bins, channels)
+  to_out = to_out[jnp.minimum(order, b * r - 1)].astype(jnp.float32)
+  to_out = to_out.reshape(*plan.image.shape, bins, bins, channels)
+  results = []
+  for level, like in enumerate(problem.maps):
+
+    def add(to_x, chunk, place, by_row, by_column):
+      tile = by_row.shape[-1], by_column.shape[-1]
+      means = to_out[chunk]
+      by_rows = jnp.sum(
+        means[:, :, :, None] * by_column[:, None, :, :, None], axis=2
+      )
+      n = len(means)
+      tiles = jnp.matmul(
+        by_row.swapaxes(1, 2), by_rows.reshape(n, bins, -1), precision='highest'
+      )
+      return _add_windows(to_x, tiles.reshape(n, *tile, channels), *place)
+
+    zeros = jnp.zeros((b, *like.shape[1:]))
+    zeros = sharding.vary_alike(zeros, to_out, boxes)[0]
+    to_x = _visit(problem, plan, level, add, zeros)
+    results.append(to_x.astype(like.dtype))
+  return tuple(results)
+
+
+def _make_plan(problem, boxes):
+  """A plan, and the index of each box in it among those of all images.
+
+  Indices from b * r on are rows of padding.
+  """
+  b, r, _ = boxes.shape
+  flat = boxes.reshape(-1, 4).astype(jnp.float32)
+  level = levels_of(flat, len(problem.maps), problem.finest_side)
+  scale = jnp.asarray([1 / s for s in problem.strides], jnp.float32)[level]
+  x1, y1, x2, y2 = jnp.moveaxis(flat * scale[:, None] - 0.5, -1, 0)
+  sizes = jnp.asarray([x.shape[1:3] for x in problem.maps])[level]
+  top, tiles_high = _tiles(y1, y2, sizes[:, 0])
+  left, tiles_wide = _tiles(x1, x2, sizes[:, 1])
+  tiles = tiles_high * tiles_wide
+  image = jnp.repeat(jnp.arange(b), r)
+  rows = [image, level, (y1, y2), (x1, x2), top, left, tiles_wide, tiles]
+  pad = -len(flat) % _TOGETHER
+  plan = jax.tree.map(lambda x: jnp.pad(x, (0, pad)), _Plan(*rows))
+  order = jnp.lexsort((plan.tiles, plan.level))
+  plan = jax.tree.map(lambda x: x[order].reshape(-1, _TOGETHER), plan)
+  return plan, order
+
+
+def _tiles(start, stop, size):
+  """First pixel that a segment may touch, and the number of its tiles."""
+  first, last = (
+    jnp.clip(jnp.floor(x), 0, size - 1).astype(jnp.int32)
+    for x in (start, stop + 1)
+  )
+  count = (last - first) // jnp.minimum(_TILE, size) + 1
+  return first, jnp.where(stop > start, count, 0)
+
+
+def _visit(
+  problem: _Problem,
+  plan: _Plan,
+  level: int,
+  add: Callable[..., Any],
+  carry: Any,
+) -> Any:
+  """Calls carry = add(carry, chunk, place, by_row, by_column) for all tiles.
+
+  Of each box of the chunk, place is image, row and column of a tile, and the
+  weights are [boxes, bins, pixels]: 0 for boxes that have no tile left, or
+  none on the level.
+  """
+  _, h, w, _ = problem.maps[level].shape
+  weigh = functools.partial(_tile_weights, problem.output_size)
+
+  def visit_chunk(chunk, carry):
+    here = jax.tree.map(lambda x: x[chunk], plan)
+    tiles = jnp.where(here.level == level, here.tiles, 0)
+    wide = jnp.maximum(here.tiles_wide, 1)
+
+    def visit_tile(tile, carry):
+      row, by_row = weigh(here.rows, here.top, tile // wide, h)
+      column, by_column = weigh(here.columns, here.left, tile % wide, w)
+      by_row = jnp.where((tile < tiles)[:, None, None], by_row, 0)
+      place = here.image, row, column
+      return add(carry, chunk, place, by_row, by_column)
+
+    return lax.fori_loop(0, jnp.max(tiles), visit_tile, carry)
+
+  start = jnp.sum(plan.level < level) // _TOGETHER
+  stop = -(-jnp.sum(plan.level <= level) // _TOGETHER)
+  return lax.fori_loop(start, stop, visit_chunk, carry)
+
+
+def _tile_weights(bins, segment, first, tile, size):
+  """First pixel of a tile within the map, and the weights of its pixels."""
+  side = min(_TILE, size)
+  begin = first + tile * side
+  start = jnp.clip(begin, 0, size - side)
+  pixels = jnp.arange(side)[None]
+  # From the start of the tile, small numbers keep more digits of a fraction.
+  here = (x - start for x in segment)
+  weights = bin_weights(*here, bins, pixels, -start, size - 1 - start)
+  # The last tile is moved into the map, over pixels of the one before.
+  new = (pixels >= (begin - start)[:, None])[:, None]
+  return start, jnp.where(new, weights, 0)
+
+
+def _windows(x, image, row, column):
+  """Tiles [n, side, side, c] of the maps x [b, h, w, c]."""
+  _, h, w, c = x.shape
+  numbers = lax.GatherDimensionNumbers(
+    offset_dims=(1, 2, 3),
+    collapsed_slice_dims=(0,),
+    start_index_map=(0, 1, 2),
+  )
+  return lax.gather(
+    x,
+    jnp.stack([image, row, column], axis=-1),
+    numbers,
+    slice_sizes=(1, min(_TILE, h), min(_TILE, w), c),
+    mode='promise_in_bounds',
+  )
+
+
+def _add_windows(x, tiles, image, row, column):
+  """Adds tiles to the maps x where `_windows` takes them from."""
+  numbers = lax.ScatterDimensionNumbers(
+    update_window_dims=(1, 2, 3),
+    inserted_window_dims=(0,),
+    scatter_dims_to_operand_dims=(0, 1, 2),
+  )
+  return lax.scatter_add(
+    x,
+    jnp.stack([image, row, column], axis=-1),
+    tiles,
+    numbers,
+    mode='promise_in_bounds',
+  )

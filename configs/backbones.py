@@ -1,0 +1,58 @@
+"""Backbones of dense prediction, as configs of one backbone name them.
+
+`--config=configs/ade20k_upernet.py:swin_tiny_acmix` puts a head on the model of
+configs/swin_tiny_acmix.py.
+"""
+
+import difflib
+import importlib
+import pathlib
+
+import ml_collections
+
+FAMILIES = ('resnet', 'san', 'pvt', 'swin')
+
+
+def family(name: str) -> str:
+  """Family of a backbone: one of `FAMILIES`.
+
+  Raises:
+    ValueError: there is no such backbone.
+  """
+  files = {
+    path.stem: family
+    for family in FAMILIES
+    for path in pathlib.Path(__file__).parent.glob(f'{family}*.py')
+  }
+  if name not in files:
+    near = difflib.get_close_matches(name, files, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(
+      f'Backbone {name!r} is unknown.{hint} Known: {", ".join(sorted(files))}.'
+    )
+  return files[name]
+
+
+def model(
+  head: str, backbone: str, *, num_classes: int
+) -> ml_collections.ConfigDict:
+  """Section `model` of a config: a head on a backbone.
+
+  The fields of the backbone, and their values, are those of the recipe with
+  which it is trained as a classifier.
+
+  Args:
+    head: registered name of the head.
+    backbone: registered name of the backbone.
+    num_classes: classes of the data set.
+
+  Raises:
+    ValueError: there is no such backbone.
+  """
+  family(backbone)
+  recipe = importlib.import_module(f'configs.{backbone}').get_config()
+  config = recipe.copy_and_resolve_references().model
+  config.name = head
+  config.backbone = backbone
+  config.num_classes = num_classes
+  return config
