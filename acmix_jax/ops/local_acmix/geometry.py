@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
 from acmix_jax.ops.local_attention import geometry as attention_geometry
@@ -23,10 +24,10 @@ class Problem(NamedTuple):
 
 
 def describe(
-  q: Float[Array, 'b h w n d'],
-  k: Float[Array, 'b h w n d'],
-  v: Float[Array, 'b h w n d'],
-  kernel: Float[Array, 'kh kw m f'],
+  q: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
+  k: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
+  v: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
+  kernel: Float[Array | jax.ShapeDtypeStruct, 'kh kw m f'],
   kernel_size: int,
   dilation: int,
 ) -> Problem:

@@ -11,6 +11,7 @@ a slice may begin at any column, and skip some.
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -264,7 +265,7 @@ def _backward(static, inputs, _, dout):
       ],
       static[1],
       in_specs=[
-        *blocks,
+        *(_halo_spec(images, side, x.shape[3:]) for x in merged),
         _whole_spec(kernel),
         _halo_spec(images, gradients, dout.shape[3:]),
       ],
@@ -318,8 +319,11 @@ def _block_spec(images: int, side: tpu_plan.Side, channels):
 
 
 def _halo_spec(images: int, side: tpu_plan.Side, channels):
-  """The rows of a program and those that it sees around them."""
-  channels = functools.reduce(lambda x, y: x * y, channels)
+  """The rows of a program and those that it sees around them, if any.
+
+  At the end of a map all are within it: see `tpu_plan.Side.first`.
+  """
+  channels = math.prod(channels)
   sizes = 1, side.span, side.size[1], channels
   return pl.BlockSpec(
     tuple(map(pl.Element, sizes)),
