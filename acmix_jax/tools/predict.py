@@ -15,10 +15,11 @@ WORKDIR is the folder of a training, one of its checkpoints
 main.py --mode=eval: those of the best checkpoint, moving averages where there
 are any and config.load_average is set. Classes have the names that were kept
 with the weights. Without CONFIG, FILE.py or FILE.py:ARGUMENT, the config that
-the training recorded is used.
+the training recorded is used; with it, fields can be set.
 
-Images of any size and format are prepared as evaluation prepares them. The
-model is compiled once for each size that it sees: for a classifier once in all.
+Images of any size and format are prepared as evaluation prepares them. A
+segmenter is compiled once for each size of the images, a classifier, which sees
+squares of one size, once in all.
 
 Exit status: 1 if images could not be read, which are named; 2 if nothing could
 be done.
@@ -51,6 +52,8 @@ from acmix_jax.tools import config_file, pictures
 from acmix_jax.train import recorded_config
 from acmix_jax.weights import files
 
+_Outputs = dict[str, np.ndarray]
+
 # Classes that the words about an image name.
 _NAMED = 3
 
@@ -70,12 +73,11 @@ class Prediction:
 
   image: np.ndarray
   class_names: tuple[str, ...]
-  outputs: dict[str, np.ndarray]
+  outputs: _Outputs
 
   def draw(self) -> Image.Image:
     """A picture of the image with what the model says of it."""
-    kind, values = self._kind()
-    return kind.draw(self.image, values, self.class_names)
+    return self._kind.draw(self.image, self.outputs, self.class_names)
 
   def files(self) -> dict[str, Image.Image]:
     """What the tool writes: pictures by the ends of their files' names."""
@@ -87,36 +89,51 @@ class Prediction:
 
   def __str__(self) -> str:
     """The likeliest, or most frequent, classes."""
-    kind, values = self._kind()
-    shares = kind.shares(values, len(self.class_names))
-    return ', '.join(
-      f'{self.class_names[i]} {100 * shares[i]:.1f} %'
-      for i in np.argsort(-shares, kind='stable')[:_NAMED]
-      if shares[i] > 0
-    )
+    return self._kind.words(self.outputs, self.class_names)
 
+  @property
   def _kind(self):
     (name,) = self.outputs.keys() & _KINDS.keys()
-    return _KINDS[name], self.outputs[name]
+    return _KINDS[name]
 
 
 class _Kind(NamedTuple):
-  """How an output is shown.
+  """How the outputs of a task are shown.
 
   Attributes:
-    draw: Picture of (image, output, class names).
-    shares: Share of each class, of (output, number of classes).
+    draw: Picture of (image, outputs, class names).
+    words: Line of text about (outputs, class names).
   """
 
-  draw: Callable[[np.ndarray, np.ndarray, Sequence[str]], Image.Image]
-  shares: Callable[[np.ndarray, int], np.ndarray]
+  draw: Callable[[np.ndarray, _Outputs, Sequence[str]], Image.Image]
+  words: Callable[[_Outputs, Sequence[str]], str]
 
 
+def _in_words(shares, names):
+  """The classes of the greatest shares."""
+  return ', '.join(
+    f'{names[i]} {100 * shares[i]:.1f} %'
+    for i in np.argsort(-shares, kind='stable')[:_NAMED]
+    if shares[i] > 0
+  )
+
+
+# By the output that no other task has.
 _KINDS = {
   'probabilities': _Kind(
-    pictures.draw_probabilities, lambda probabilities, _: probabilities
+    lambda image, outputs, names: pictures.draw_probabilities(
+      image, outputs['probabilities'], names
+    ),
+    lambda outputs, names: _in_words(outputs['probabilities'], names),
   ),
-  'label_map': _Kind(pictures.draw_label_map, pictures.label_shares),
+  'label_map': _Kind(
+    lambda image, outputs, names: pictures.draw_label_map(
+      image, outputs['label_map'], names
+    ),
+    lambda outputs, names: _in_words(
+      pictures.label_shares(outputs['label_map'], len(names)), names
+    ),
+  ),
 }
 
 
