@@ -1,12 +1,16 @@
-"""Local attention compiled for TPU, without one: bytes, memory, compile time.
+"""Layers compiled for TPU, without one: bytes, memory, compile time.
 
-python -m benchmarks.tpu [--topology=v5e:2x2] [--implementations=tiles,pallas]
+python -m benchmarks.tpu [--topology=v5e:2x2] [--maps=56x64,200x336x64] \
+    [--layers=convolution,attention,acmix] [--implementations=tiles,pallas]
 
-Needs the compiler of `pip install 'jax[tpu]'`. The maps are those of the four
-stages of a ResNet on 224 x 224 pixels. Moved is what the program reads from and
-writes to the main memory, loops as often as they turn (`tools.aot.hlo`);
-accessed is the compiler's own count, which takes each loop once and on-chip
-memory like any other.
+A layer has its projections and all gradients; of the attention alone there is a
+row for each implementation that is asked for. The maps are those of the four
+stages of a ResNet on 224 x 224 pixels.
+
+Needs the compiler of `pip install 'jax[tpu]'`. Moved is what the program reads
+from and writes to the main memory, loops as often as they turn
+(`tools.aot.hlo`); accessed is the compiler's own count, which takes each loop
+once and on-chip memory like any other.
 """
 
 import argparse
@@ -17,32 +21,66 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from acmix_jax.nn import acmix
+from acmix_jax.nn import local_attention as nn_attention
 from acmix_jax.ops import local_attention
 from acmix_jax.tools.aot import compilation, hlo
 from benchmarks import harness
 
 _HEADS = 4
 _KERNEL_SIZE = 7
-# Side and channels.
+# Side, or rows and columns, and channels.
 _MAPS = ('56x64', '28x128', '14x256', '7x512')
 _HEADER = (
   'map',
-  'implementation',
+  'layer',
   'pass',
   'moved GB',
   'temporary MB',
   'accessed GB',
   'compile s',
 )
-# Implementations that run on TPU.
-_IMPLEMENTATIONS = list(
-  dict.fromkeys(
-    row.name
-    for row in local_attention.IMPLEMENTATIONS
-    if 'tpu' in row.platforms
+
+
+def _convolution(channels, dtype):
+  return nn.Conv(channels, (3, 3), dtype=dtype)
+
+
+def _attention(channels, dtype):
+  return nn_attention.LocalAttention(
+    channels, _HEADS, _KERNEL_SIZE, dtype=dtype
   )
-)
+
+
+def _acmix(channels, dtype):
+  return acmix.ACmix(channels, _HEADS, _KERNEL_SIZE, dtype=dtype)
+
+
+# (channels, dtype) -> module.
+_LAYERS = {
+  'convolution': _convolution,
+  'attention': _attention,
+  'acmix': _acmix,
+}
+
+
+def layer(
+  name: str, spec: jax.ShapeDtypeStruct
+) -> tuple[Callable, list[jax.ShapeDtypeStruct]]:
+  """A layer with all gradients, and what it takes: of its outputs, and inputs.
+
+  Args:
+    name: Of `_LAYERS`.
+    spec: Map [b, h, w, c].
+  """
+  module = _LAYERS[name](spec.shape[-1], spec.dtype)
+  variables = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec.sharding),
+    jax.eval_shape(module.init, jax.random.key(0), spec),
+  )
+  return with_gradients(module.apply), [spec, variables, spec]
 
 
 def attention(implementation: str) -> Callable:
@@ -59,7 +97,7 @@ def attention(implementation: str) -> Callable:
 
 
 def with_gradients(attend: Callable) -> Callable:
-  """The result and, for a gradient of it, those of q, k and v."""
+  """The result and, for a gradient of it, those of all inputs."""
 
   def run(dout, *maps):
     out, pullback = jax.vjp(attend, *maps)
@@ -80,29 +118,31 @@ def measure(
   """
   sharding = jax.sharding.SingleDeviceSharding(device)
   for name in args.maps:
-    side, channels = map(int, name.split('x'))
+    *sides, channels = map(int, name.split('x'))
+    height, width = sides * 2 if len(sides) == 1 else sides
     spec = jax.ShapeDtypeStruct(
-      (args.batch, side, side, channels),
+      (args.batch, height, width, channels),
       jnp.dtype(args.dtype),
       sharding=sharding,
     )
+    programs = {
+      (kind, 'forward, backward'): layer(kind, spec) for kind in args.layers
+    }
     for implementation in args.implementations:
-      attend = attention(implementation)
-      programs = {
-        'forward': (attend, [spec] * 3),
-        'forward, backward': (with_gradients(attend), [spec] * 4),
+      attend, kind = attention(implementation), f'only {implementation!r}'
+      programs[kind, 'forward'] = attend, [spec] * 3
+      programs[kind, 'forward, backward'] = with_gradients(attend), [spec] * 4
+    for (kind, direction), (function, specs) in programs.items():
+      harness.announce(f'{name} {kind} {direction}')
+      row = {
+        'map': f'{height}x{width}x{channels}',
+        'layer': kind,
+        'pass': direction,
       }
-      for direction, (function, specs) in programs.items():
-        harness.announce(f'{name} {implementation} {direction}')
-        row = {
-          'map': f'{side}x{side}x{channels}',
-          'implementation': implementation,
-          'pass': direction,
-        }
-        try:
-          yield row | compile_for(function, specs)
-        except jax.errors.JaxRuntimeError as error:
-          notes.append(f'{" ".join(row.values())}: {str(error)[:200]}')
+      try:
+        yield row | compile_for(function, specs)
+      except jax.errors.JaxRuntimeError as error:
+        notes.append(f'{" ".join(row.values())}: {str(error)[:200]}')
 
 
 def compile_for(
@@ -124,16 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table and writes the record."""
   parser = argparse.ArgumentParser(
     prog='python -m benchmarks.tpu',
-    description='Compiles local attention for TPU on any machine.',
+    description='Compiles layers for TPU on any machine.',
   )
   words = harness.list_of(str)
   parser.add_argument('--topology', default='v5e:2x2')
   parser.add_argument('--maps', type=words, default=_MAPS, metavar='SIDExC,..')
   parser.add_argument(
-    '--implementations',
-    type=words,
-    default=_IMPLEMENTATIONS,
-    metavar='NAME,..',
+    '--layers', type=words, default=list(_LAYERS), metavar='NAME,..'
+  )
+  parser.add_argument(
+    '--implementations', type=words, default=[], metavar='NAME,..'
   )
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--dtype', default='bfloat16')

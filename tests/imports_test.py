@@ -10,7 +10,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Modules that every layer may import.
 BOTTOM = {'lookup', 'version'}
 # Configs may import these, which are no recipes of their own.
-SHARED_CONFIGS = {'ade20k', 'backbones', 'common', 'imagenet'}
+SHARED_CONFIGS = {
+  'ade20k',
+  'backbones',
+  'coco',
+  'common',
+  'imagenet',
+  'scenes_detection',
+}
 # A file may import the layers that its own one lists here, and its own.
 BELOW = {
   'main': {'acmix_jax.train', 'acmix_jax.cpu_kernels'},

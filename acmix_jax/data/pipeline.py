@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -23,10 +24,22 @@ from acmix_jax.data import decode, order, sources, transforms
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-# An example, and what was found damaged on the way: messages by index.
-_Loaded = tuple[transforms.Example, dict[int, str]]
 
 _NAMES_IN_ERROR = 20
+
+
+class _Loaded(NamedTuple):
+  """An example, or a batch of them.
+
+  Attributes:
+    example: what the transform returned, and its mask.
+    names: names of the examples; none for a blank.
+    damaged: what was found damaged on the way, messages by index.
+  """
+
+  example: transforms.Example
+  names: list[str]
+  damaged: dict[int, str]
 
 
 class TooManyDamagedError(RuntimeError):
@@ -53,11 +66,15 @@ class Batches:
   A batch holds the keys of its examples, stacked, and `mask`, bool [b]: False
   where a blank stands in for an example.
 
+  Attributes:
+    names: names of the examples of the last batch, in order.
+
   Raises (from next()):
     TooManyDamagedError: see `train_batches`.
   """
 
   def __init__(self, dataset: grain.IterDataset, max_damaged: int):
+    self.names: list[str] = []
     self._iterator = iter(dataset)
     self._max_damaged = max_damaged
     self._damaged: dict[int, str] = {}  # By the index in the source.
@@ -71,7 +88,7 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
-    batch, damaged = next(self._iterator)
+    batch, self.names, damaged = next(self._iterator)
     for index, message in damaged.items():
       if index not in self._damaged:
         logger.warning('Damaged image, left out: %s', message)
@@ -228,7 +245,8 @@ class _LoadOrReplace:
     damaged = {}
     for candidate in order.following(self.source, index):
       try:
-        return _load(self.source, candidate, self.transform, rng), damaged
+        example, name = _load(self.source, candidate, self.transform, rng)
+        return _Loaded(example, [name], damaged)
       except decode.DecodeError as error:
         damaged[candidate] = str(error)
         if len(damaged) > self.max_damaged:
@@ -255,12 +273,14 @@ class _LoadOrBlank:
     index = int(self.indices[position])
     if self.counted[position]:
       try:
-        return _load(self.source, index, self.transform, rng), damaged
+        example, name = _load(self.source, index, self.transform, rng)
+        return _Loaded(example, [name], damaged)
       except decode.DecodeError as error:
         damaged[index] = str(error)
     blank = dict(self.source.blank(index))
     blank.pop('name', None)
-    return {**self.transform(blank, rng), 'mask': np.bool_(False)}, damaged
+    example = {**self.transform(blank, rng), 'mask': np.bool_(False)}
+    return _Loaded(example, [], damaged)
 
 
 def _load(
@@ -268,8 +288,8 @@ def _load(
   index: int,
   transform: transforms.Transform,
   rng: np.random.Generator,
-) -> transforms.Example:
-  """Reads and transforms one example; adds its mask and leaves its name out.
+) -> tuple[transforms.Example, str]:
+  """Reads and transforms one example, and adds its mask; and its name.
 
   Raises:
     DecodeError: it cannot be read or decoded; the message begins with its name.
@@ -280,18 +300,18 @@ def _load(
     raise decode.DecodeError(str(error)) from error
   name = example.pop('name')
   try:
-    return {**transform(example, rng), 'mask': np.bool_(True)}
+    return {**transform(example, rng), 'mask': np.bool_(True)}, name
   except decode.DecodeError as error:
     raise decode.DecodeError(f'{name}: {error}') from error
 
 
-def _stack(loaded: Sequence[_Loaded]) -> tuple[Batch, dict[int, str]]:
-  """Stacks examples, and joins what was damaged.
+def _stack(loaded: Sequence[_Loaded]) -> _Loaded:
+  """Stacks examples, and joins their names and what was damaged.
 
   Raises:
     ValueError: the examples differ in their keys, or in the shapes of one.
   """
-  examples, damaged = zip(*loaded, strict=True)
+  examples, names, damaged = zip(*loaded, strict=True)
   batch = {}
   for key in dict.fromkeys(itertools.chain(*examples)):
     values = [example[key] for example in examples if key in example]
@@ -303,7 +323,11 @@ def _stack(loaded: Sequence[_Loaded]) -> tuple[Batch, dict[int, str]]:
         'and the transform must give all examples the same keys and shapes.'
       )
     batch[key] = np.stack(values)
-  return batch, {key: text for found in damaged for key, text in found.items()}
+  return _Loaded(
+    batch,
+    [*itertools.chain(*names)],
+    {key: text for found in damaged for key, text in found.items()},
+  )
 
 
 def _prefetch(

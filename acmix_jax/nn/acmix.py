@@ -68,8 +68,12 @@ class Hybrid(nn.Module):
     alpha = self.param('alpha', half, (), self.param_dtype)
     beta = self.param('beta', half, (), self.param_dtype)
     projections = self.attention.project(x, **context)
+    convolution = self._convolution(projections)
+    both = self.attention.sum_of_paths(projections, convolution, alpha, beta)
+    if both is not None:
+      return both
     attended = self.attention.aggregate(projections)
-    convolved = self.convolve(projections)
+    convolved = self.convolve(projections, convolution)
     if attended.ndim == 3:
       convolved = convolved.reshape(len(convolved), -1, convolved.shape[-1])
       tokens = attended.shape[1] - convolved.shape[1]
@@ -79,11 +83,22 @@ class Hybrid(nn.Module):
     )
 
   def convolve(
-    self, projections: attention.Projections
+    self, projections: attention.Projections, convolution: attention.Convolution
   ) -> Float[Array, 'b ho wo f']:
     """The convolution path."""
     maps, valid = self.attention.convolution_maps(projections)
-    maps = [x.astype(self.dtype or x.dtype) for x in maps]
+    return shift_convolution.shift_convolution(
+      [x.astype(self.dtype or x.dtype) for x in maps],
+      *convolution.weights,
+      valid=valid,
+      strides=convolution.strides,
+      dilation=convolution.dilation,
+      implementation=convolution.implementation,
+    )
+
+  def _convolution(self, projections):
+    """Weights and options of the convolution path."""
+    maps, _ = self.attention.convolution_maps(projections)
     inputs, taps = sum(x.shape[3] for x in maps), self.kernel_size**2
     features = projections.v.shape[3] * projections.v.shape[4]
     fc_kernel = self.param(
@@ -94,15 +109,11 @@ class Hybrid(nn.Module):
       init = layers.torch_bias(inputs)
       fc_bias = self.param('fc_bias', init, (taps,), self.param_dtype)
     depthwise_kernel = self.param('depthwise_kernel', self._shifts, features)
-    return shift_convolution.shift_convolution(
-      maps,
-      fc_kernel,
-      depthwise_kernel,
-      fc_bias,
-      valid=valid,
-      strides=self.strides,
-      dilation=self.dilation,
-      implementation=self.implementation,
+    return attention.Convolution(
+      (fc_kernel, depthwise_kernel, fc_bias),
+      self.strides,
+      self.dilation,
+      self.implementation,
     )
 
   def _shifts(self, key, features):

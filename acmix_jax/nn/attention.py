@@ -40,6 +40,23 @@ class ConvolutionMaps(NamedTuple):
   valid: Bool[np.ndarray, 'h w'] | None = None
 
 
+class Convolution(NamedTuple):
+  """The convolution path of ACmix, but for its maps.
+
+  Attributes:
+    weights: Those of the fully connected layer and of the grouped convolution,
+      and the bias of the former, or None.
+    strides: Pixels between outputs.
+    dilation: Pixels between neighbouring taps.
+    implementation: Implementation of `ops.shift_convolution`.
+  """
+
+  weights: tuple[Array, Array, Array | None]
+  strides: int
+  dilation: int
+  implementation: str
+
+
 class Attention(nn.Module):
   """Base of the attentions: stage I, then stage II (paper section 3).
 
@@ -63,3 +80,13 @@ class Attention(nn.Module):
   def convolution_maps(self, projections: Projections) -> ConvolutionMaps:
     """What the convolution path of ACmix takes: q, k and v as projected."""
     return ConvolutionMaps([projections.q, projections.k, projections.v])
+
+  def sum_of_paths(
+    self,
+    projections: Projections,
+    convolution: Convolution,
+    alpha: Float[Array, ''],
+    beta: Float[Array, ''],
+  ) -> Float[Array, 'b ho wo f'] | None:
+    """Stage II of ACmix by one operator; None: there is none for both paths."""
+    del projections, convolution, alpha, beta

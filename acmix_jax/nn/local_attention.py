@@ -1,13 +1,12 @@
 """Attention over the window around each pixel: the attention of the ResNets."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from acmix_jax.nn import attention, checks, layers
-from acmix_jax.ops import local_attention
+from acmix_jax.ops import local_acmix, local_attention
 
 
 class LocalAttention(attention.Attention):
@@ -46,7 +45,9 @@ class LocalAttention(attention.Attention):
     self.query = self._projection(self.features)
     self.key = self._projection(self.features)
     self.value = self._projection(self.features)
-    self.position = self._projection(self.features // self.num_heads)
+    self.position = _Position(
+      self.features // self.num_heads, self.kernel_init, self.param_dtype
+    )
 
   def project(self, x: Float[Array, 'b h w c']) -> attention.Projections:
     """Queries, keys and values at every pixel."""
@@ -67,13 +68,42 @@ class LocalAttention(attention.Attention):
       projections.q,
       projections.k,
       projections.v,
-      self.position(_coordinates(h, w)),
+      self.position(h, w),
       kernel_size=self.kernel_size,
       strides=self.strides,
       dilation=self.dilation,
       implementation=self.implementation,
     )
     return out.reshape(*out.shape[:3], self.features)
+
+  def sum_of_paths(
+    self,
+    projections: attention.Projections,
+    convolution: attention.Convolution,
+    alpha: Float[Array, ''],
+    beta: Float[Array, ''],
+  ) -> Float[Array, 'b ho wo f'] | None:
+    """One operator reads the maps once, where both paths have a stride of 1."""
+    q, k, v = projections.q, projections.k, projections.v
+    fc_kernel, depthwise_kernel, fc_bias = convolution.weights
+    chosen = self.implementation, convolution.implementation
+    if (
+      chosen != ('auto', 'auto')
+      or (self.strides, convolution.strides) != (1, 1)
+      or self.dilation != convolution.dilation
+      or fc_bias is not None
+    ):
+      return None
+    # All is linear in the maps of the convolution: one product of weights.
+    kernel = jnp.einsum('mt,yxtc->yxmc', beta * fc_kernel, depthwise_kernel)
+    return local_acmix.local_acmix(
+      *(q, k, v),
+      self.position(*q.shape[1:3]),
+      kernel.astype(v.dtype),
+      alpha,
+      kernel_size=self.kernel_size,
+      dilation=self.dilation,
+    )
 
   def _projection(self, features):
     return layers.Dense(
@@ -84,7 +114,26 @@ class LocalAttention(attention.Attention):
     )
 
 
-def _coordinates(height: int, width: int) -> jax.Array:
-  """Pixel coordinates [h, w, 2], x then y, each from -1 to 1."""
-  x, y = jnp.meshgrid(jnp.linspace(-1, 1, width), jnp.linspace(-1, 1, height))
-  return jnp.stack([x, y], axis=-1)
+class _Position(nn.Module):
+  """A linear encoding of pixels, each side from -1 to 1, x before y.
+
+  Attributes:
+    features: Channels of the encoding.
+    kernel_init: Start value of the kernel.
+    param_dtype: Parameter dtype.
+  """
+
+  features: int
+  kernel_init: nn.initializers.Initializer
+  param_dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, height: int, width: int) -> Float32[Array, '2 d']:
+    """Change of the encoding by row and by column; the bias leaves none."""
+    kernel = self.param(
+      'kernel', self.kernel_init, (2, self.features), self.param_dtype
+    )
+    init = layers.torch_bias(2)
+    self.param('bias', init, (self.features,), self.param_dtype)
+    steps = [2 / max(1, side - 1) for side in (height, width)]
+    return kernel[::-1].astype(jnp.float32) * jnp.array(steps)[:, None]

@@ -1,6 +1,6 @@
 """What the training loop asks of a problem, and the table of problems."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float32, PRNGKeyArray, Shaped
 
 from acmix_jax import lookup
-from acmix_jax.tasks import classification, segmentation
+from acmix_jax.tasks import classification, detection, segmentation
 
 _TASKS = {
   'classification': classification.Classification,
+  'detection': detection.Detection,
   'segmentation': segmentation.Segmentation,
 }
 
@@ -26,9 +27,11 @@ class Batches(Protocol):
 
   Attributes:
     damaged: Examples that this process could not read so far.
+    names: What leads a person to the examples of the last batch.
   """
 
   damaged: int
+  names: Sequence[str]
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Returns itself."""
@@ -157,7 +160,10 @@ class Task(Protocol):
     Returns:
       Either 'probabilities', [b, k]: of the classes of each image; or
       'label_map', int [b, h, w]: the class of each pixel of the images that
-      `inference_batch` was given.
+      `inference_batch` was given; or of n objects, best first, 'boxes',
+      [b, n, 4], in pixels of these images, 'scores' and 'labels', [b, n],
+      'valid', [b, n]: which are no padding, and perhaps 'masks', [b, n, m, m]:
+      probabilities of the cells of a box.
     """
 
 

@@ -5,20 +5,22 @@ r"""Draws what a trained model says of images.
 
 Of each image DIR gets NAME.png: for classification the image with the names and
 probabilities of the likeliest classes, for segmentation the image under the
-colours of its classes with a legend. Segmentation also writes NAME_labels.png,
-a palette PNG of the size of the image whose values are the classes from 0 (add
-1 for the servers that count ADE20K's classes from 1). A line for each image
-says the same in words.
+colours of its classes with a legend, for detection the image with the boxes,
+names, scores (of at least 30 %) and masks of the objects, the surest on top.
+Segmentation also writes NAME_labels.png, a palette PNG of the size of the image
+whose values are the classes from 0 (add 1 for the servers that count ADE20K's
+classes from 1). A line for each image says the same in words.
 
 WORKDIR is the folder of a training, one of its checkpoints
 (WORKDIR/checkpoints/STEP) or a .safetensors file. Weights are chosen as for
 main.py --mode=eval: those of the best checkpoint, moving averages where there
 are any and config.load_average is set. Classes have the names that were kept
 with the weights. Without CONFIG, FILE.py or FILE.py:ARGUMENT, the config that
-the training recorded is used.
+the training recorded is used; with it, fields can be set.
 
-Images of any size and format are prepared as evaluation prepares them. The
-model is compiled once for each size that it sees: for a classifier once in all.
+Images of any size and format are prepared as evaluation prepares them. A
+segmenter is compiled once for each size of the images, a detector for each
+canvas, a classifier, which sees squares of one size, once in all.
 
 Exit status: 1 if images could not be read, which are named; 2 if nothing could
 be done.
@@ -44,15 +46,21 @@ import jax
 import ml_collections
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from acmix_jax import lookup, tasks, weights
 from acmix_jax.data import decode
+from acmix_jax.metrics import paste
 from acmix_jax.tools import config_file, pictures
 from acmix_jax.train import recorded_config
 from acmix_jax.weights import files
 
+_Outputs = dict[str, np.ndarray]
+
 # Classes that the words about an image name.
 _NAMED = 3
+# Least score of an object that is shown.
+_LEAST_SCORE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +73,17 @@ class Prediction:
     image: uint8 RGB [h, w, 3].
     class_names: Names of the classes by label.
     outputs: What `tasks.Task.infer` returns, of this image: 'probabilities',
-      float [k], or 'label_map', int [h, w].
+      float [k]; or 'label_map', int [h, w]; or 'boxes', [n, 4], with 'scores',
+      'labels', 'valid' and perhaps 'masks', [n, m, m].
   """
 
   image: np.ndarray
   class_names: tuple[str, ...]
-  outputs: dict[str, np.ndarray]
+  outputs: _Outputs
 
   def draw(self) -> Image.Image:
     """A picture of the image with what the model says of it."""
-    kind, values = self._kind()
-    return kind.draw(self.image, values, self.class_names)
+    return self._kind.draw(self.image, self.outputs, self.class_names)
 
   def files(self) -> dict[str, Image.Image]:
     """What the tool writes: pictures by the ends of their files' names."""
@@ -86,37 +94,79 @@ class Prediction:
     return written
 
   def __str__(self) -> str:
-    """The likeliest, or most frequent, classes."""
-    kind, values = self._kind()
-    shares = kind.shares(values, len(self.class_names))
-    return ', '.join(
-      f'{self.class_names[i]} {100 * shares[i]:.1f} %'
-      for i in np.argsort(-shares, kind='stable')[:_NAMED]
-      if shares[i] > 0
-    )
+    """The likeliest, or most frequent, classes; or the objects."""
+    return self._kind.words(self.outputs, self.class_names)
 
+  @property
   def _kind(self):
     (name,) = self.outputs.keys() & _KINDS.keys()
-    return _KINDS[name], self.outputs[name]
+    return _KINDS[name]
 
 
 class _Kind(NamedTuple):
-  """How an output is shown.
+  """How the outputs of a task are shown.
 
   Attributes:
-    draw: Picture of (image, output, class names).
-    shares: Share of each class, of (output, number of classes).
+    draw: Picture of (image, outputs, class names).
+    words: Line of text about (outputs, class names).
   """
 
-  draw: Callable[[np.ndarray, np.ndarray, Sequence[str]], Image.Image]
-  shares: Callable[[np.ndarray, int], np.ndarray]
+  draw: Callable[[np.ndarray, _Outputs, Sequence[str]], Image.Image]
+  words: Callable[[_Outputs, Sequence[str]], str]
 
 
+def _in_words(shares, names):
+  """The classes of the greatest shares."""
+  return ', '.join(
+    f'{names[i]} {100 * shares[i]:.1f} %'
+    for i in np.argsort(-shares, kind='stable')[:_NAMED]
+    if shares[i] > 0
+  )
+
+
+def _shown(outputs: _Outputs) -> _Outputs:
+  """The objects that are sure enough, the surest first."""
+  kept = outputs['valid'] & (outputs['scores'] >= _LEAST_SCORE)
+  return {key: x[kept] for key, x in outputs.items()}
+
+
+def _draw_objects(image, outputs, names):
+  # What is drawn last lies on top.
+  shown = {key: x[::-1] for key, x in _shown(outputs).items()}
+  masks = shown.get('masks')
+  if masks is not None:
+    rles = paste.paste(masks, shown['boxes'], image.shape[:2])
+    masks = np.array([coco_mask.decode(rle) for rle in rles], bool)
+  return pictures.draw_objects(
+    image, shown['boxes'], shown['labels'], names, shown['scores'], masks
+  )
+
+
+def _objects_in_words(outputs, names):
+  shown = _shown(outputs)
+  return ', '.join(
+    f'{names[label]} {100 * score:.1f} %'
+    for label, score in zip(shown['labels'], shown['scores'], strict=True)
+  )
+
+
+# By the output that no other task has.
 _KINDS = {
   'probabilities': _Kind(
-    pictures.draw_probabilities, lambda probabilities, _: probabilities
+    lambda image, outputs, names: pictures.draw_probabilities(
+      image, outputs['probabilities'], names
+    ),
+    lambda outputs, names: _in_words(outputs['probabilities'], names),
   ),
-  'label_map': _Kind(pictures.draw_label_map, pictures.label_shares),
+  'label_map': _Kind(
+    lambda image, outputs, names: pictures.draw_label_map(
+      image, outputs['label_map'], names
+    ),
+    lambda outputs, names: _in_words(
+      pictures.label_shares(outputs['label_map'], len(names)), names
+    ),
+  ),
+  'boxes': _Kind(_draw_objects, _objects_in_words),
 }
 
 

@@ -47,12 +47,12 @@ def evaluate(
   """
   task, mesh = evaluation.task, evaluation.mesh
   stop = stop or preemption.Preemption()
-  evaluator = task.evaluator()
+  evaluator = task.evaluator() if jax.process_index() == 0 else None
 
   def count(predictions):
     # All processes wait, so that none puts the whole split on its devices.
     predictions = jax.block_until_ready(predictions)
-    if jax.process_index() == 0:
+    if evaluator is not None:
       evaluator.update(jax.device_get(predictions))
 
   batches = reader.Reader(
@@ -72,7 +72,7 @@ def evaluate(
       count(previous)
     if batches.damaged:
       logger.warning('%d images could not be evaluated.', batches.damaged)
-  return processes.by_process_0(evaluator.result)
+  return processes.by_process_0(lambda: evaluator.result())
 
 
 def evaluate_checkpoint(

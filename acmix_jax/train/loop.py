@@ -9,6 +9,7 @@ never stopped.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
@@ -60,7 +61,7 @@ def run(
 
   Raises:
     ValueError: a field that cannot work, before anything is compiled.
-    NonFiniteError: the loss left the finite numbers.
+    NonFiniteError: the loss left the finite numbers; it names the images.
     InUseError: another training uses the workdir.
   """
   if mode not in ('train', 'eval'):
@@ -107,7 +108,7 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
         if step > start_step:
           batch = mesh_lib.to_devices(next(batches), training.mesh)
           state, metrics = training.update(state, batch)
-          window.add(metrics)
+          window.add(metrics, batches.names)
           done, eval_owed = step, _due(step, every.eval_every_steps, training)
           if step == start_step + 1:
             # Compilation is over: only what follows tells the speed.
@@ -150,13 +151,17 @@ def _due(step: int, every_steps: int, training: build.Training) -> bool:
 
 @contextlib.contextmanager
 def _naming_the_latest(checkpoints: checkpoint_lib.Checkpoints):
-  """Adds to the error about a loss that is not finite what is left."""
+  """Adds to the error about a loss that is not finite what helps."""
   try:
     yield
   except window_lib.NonFiniteError as error:
     step = checkpoints.latest_step()
     left = 'no checkpoint is left' if step is None else f'step {step} is saved'
-    raise window_lib.NonFiniteError(f'{error}; {left}.') from error
+    names = [*itertools.chain(*processes.from_all([*error.names]))]
+    listing = '\n  '.join(['\nThe images of the update:', *names])
+    raise window_lib.NonFiniteError(
+      f'{error}; {left}.' + (listing if names else ''), names
+    ) from error
 
 
 def _start(

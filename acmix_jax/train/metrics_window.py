@@ -1,6 +1,7 @@
 """The metrics of all steps since the last log line."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -10,7 +11,15 @@ MAX_STEPS_AHEAD = 2
 
 
 class NonFiniteError(ArithmeticError):
-  """A loss or a gradient norm is not a finite number."""
+  """A loss or a gradient norm is not a finite number.
+
+  Attributes:
+    names: Examples of the update, those of this process.
+  """
+
+  def __init__(self, message: str, names: Sequence[str] = ()):
+    super().__init__(message)
+    self.names = names
 
 
 class Window:
@@ -27,11 +36,18 @@ class Window:
     self._values = values or {}
     self._pending = []
 
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    """Adds the metrics of the next step, scalars on the devices."""
-    self._pending.append(metrics)
+  def add(
+    self, metrics: dict[str, jax.Array], names: Sequence[str] = ()
+  ) -> None:
+    """Adds the metrics of the next step.
+
+    Args:
+      metrics: scalars on the devices.
+      names: names of the step's examples, see `tasks.Batches`.
+    """
+    self._pending.append((metrics, names))
     if len(self._pending) > MAX_STEPS_AHEAD:
-      jax.block_until_ready(self._pending[-MAX_STEPS_AHEAD - 1])
+      jax.block_until_ready(self._pending[-MAX_STEPS_AHEAD - 1][0])
 
   def read(self) -> dict[str, list[float]]:
     """Waits for all steps and returns a copy of their values, by name.
@@ -39,12 +55,12 @@ class Window:
     Raises:
       NonFiniteError: a loss or a gradient norm is not finite.
     """
-    for metrics in jax.device_get(self._pending):
+    for metrics, names in jax.device_get(self._pending):
       self._step += 1
       for name in ('loss', 'grad_norm'):
         if not math.isfinite(metrics[name]):
           raise NonFiniteError(
-            f'{name} is {float(metrics[name])} at step {self._step}'
+            f'{name} is {float(metrics[name])} at step {self._step}', names
           )
       for name, value in metrics.items():
         self._values.setdefault(name, []).append(float(value))

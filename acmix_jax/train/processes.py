@@ -55,6 +55,22 @@ def from_process_0(value: Any) -> Any:
   return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
 
 
+def from_all(value: Any) -> list[Any]:
+  """The values of all processes, by their number, on every process.
+
+  Args:
+    value: what JSON can hold, exactly.
+  """
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  # What is gathered must have one shape on all processes.
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  texts = multihost_utils.process_allgather(np.resize(text, sizes.max()))
+  return [
+    json.loads(bytes(row[:size]))
+    for row, size in zip(texts, sizes, strict=True)
+  ]
+
+
 def by_process_0(function: Callable[[], Any]) -> Any:
   """Calls a function on process 0 alone, whose result or error all get.
 

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,6 +50,11 @@ class Reader:
   def damaged(self) -> int:
     """See `tasks.Batches`."""
     return self._batches.damaged
+
+  @property
+  def names(self) -> Sequence[str]:
+    """See `tasks.Batches`."""
+    return self._batches.names
 
   def __iter__(self):
     return self

@@ -11,7 +11,10 @@ from acmix_jax import models
 from acmix_jax.train import build
 from acmix_jax.train import mesh as mesh_lib
 
-SHARED = {'__init__', 'ade20k', 'backbones', 'common', 'imagenet'}
+SHARED = {
+  *('__init__', 'backbones', 'common'),
+  *('ade20k', 'coco', 'imagenet', 'scenes_detection'),
+}
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 # Of the official models (those of attention by the closed form: without the
@@ -47,10 +50,23 @@ PARAMETERS = {
   # On pvt_tiny_acmix and swin_tiny_acmix.
   'ade20k_semantic_fpn': 17_148_166,
   'ade20k_upernet': 60_303_416,
+  # On resnet50_acmix and swin_tiny_acmix: backbone, neck and heads of the
+  # official models.
+  'coco_retinanet': 30_745_636,
+  'coco_mask_rcnn': 48_156_156,
+  'coco_cascade_mask_rcnn': 85_991_358,
+  'scenes_retinanet': 1_064_464,
+  'scenes_mask_rcnn': 1_531_230,
 }
 METRICS = {
   'classification': {'top1', 'top5'},
   'segmentation': {'pixel_accuracy', 'head_loss', 'auxiliary_loss'},
+  'detection': {
+    f'{stage}{name}'
+    for stage in ('', 's0.', 's1.', 's2.')
+    for name in ('loss_cls', 'loss_bbox', 'loss_mask', 'acc')
+  }
+  | {'loss_rpn_cls', 'loss_rpn_bbox'},
 }
 
 
@@ -75,7 +91,7 @@ def test_update_at_real_size_has_the_known_parameters(name):
   mesh = mesh_lib.make_mesh(config.mesh)
   training = build.Training(config, mesh, steps_per_epoch=100)
   before = training.state_shapes
-  (batch,) = training.task.batch_shapes('train')
+  batch, *_ = training.task.batch_shapes('train')
   after, metrics = jax.eval_shape(training.update, before, batch)
 
   count = sum(leaf.size for leaf in jax.tree.leaves(before.params))

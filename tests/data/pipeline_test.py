@@ -1,5 +1,6 @@
 """Batches: their order, shares, resumption, and damaged files."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -94,6 +95,32 @@ def test_threads_do_not_change_the_stream(threads):
     numbers.train(numbers.Numbers(20), 6, threads=threads),
     numbers.train(numbers.Numbers(20), 6),
   )
+
+
+def test_a_batch_has_the_names_of_what_is_in_it():
+  source = numbers.Numbers(20, damaged=(3, 4))
+  for process_index in range(2):
+    for batches in (
+      pipeline.train_batches(
+        source,
+        numbers.KEEP,
+        batch_size=8,
+        seed=5,
+        process_index=process_index,
+        process_count=2,
+      ),
+      pipeline.eval_batches(
+        source,
+        numbers.KEEP,
+        batch_size=8,
+        process_index=process_index,
+        process_count=2,
+      ),
+    ):
+      for batch in itertools.islice(batches, 4):
+        shown = batch['image'][batch['mask'], 0, 0, 0]
+        assert batches.names == [f'number{index}' for index in shown]
+      batches.close()
 
 
 @pytest.mark.parametrize('process_count', [2, 4])

@@ -35,9 +35,11 @@ def check_equal(ours, reference, *args):
   )
 
 
-@pytest.mark.parametrize('side', [1, 3])
-@pytest.mark.parametrize('strides', [1, 2])
-def test_convolution_is_that_of_lax(side, strides):
+@pytest.mark.parametrize(
+  ('side', 'strides', 'features'),
+  [(1, 1, 4), (1, 2, 4), (3, 1, 4), (3, 2, 4), (3, 1, 515), (3, 2, 515)],
+)
+def test_convolution_is_that_of_lax(side, strides, features):
   pad = side // 2
 
   def reference(x, kernel):
@@ -53,7 +55,19 @@ def test_convolution_is_that_of_lax(side, strides):
     return xla_cpu.convolution(x, kernel, strides)
 
   check_equal(
-    ours, reference, random(0, 2, 7, 5, 6), random(1, side, side, 6, 4)
+    ours, reference, random(0, 2, 7, 5, 6), random(1, side, side, 6, features)
+  )
+
+
+@pytest.mark.parametrize('axis', [1, 2])
+def test_an_axis_is_multiplied_as_by_einsum(axis):
+  equation = {1: 'oi,bijc->bojc', 2: 'oj,bijc->bioc'}[axis]
+  x = random(0, 2, 4, 5, 3)
+  check_equal(
+    lambda matrix, x: xla_cpu.multiply_axis(matrix, x, axis),
+    lambda matrix, x: jnp.einsum(equation, matrix, x),
+    random(1, 7, x.shape[axis]),
+    x,
   )
 
 

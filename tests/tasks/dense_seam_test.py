@@ -147,10 +147,10 @@ def test_resuming_after_a_crash_equals_never_stopping(
 ):
   add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def crash(self, metrics):
+  def crash(self, *step):
     if next(updates) == 7:
       raise RuntimeError('crash')
-    add(self, metrics)
+    add(self, *step)
 
   with monkeypatch.context() as patch:
     patch.setattr(metrics_window.Window, 'add', crash)

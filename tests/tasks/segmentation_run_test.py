@@ -95,10 +95,10 @@ def _crash_and_resume(workdir, patch, data, devices):
   """Crashes in update 7 on some devices; resumes on others."""
   add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def crash(self, metrics):
+  def crash(self, *step):
     if next(updates) == 7:
       raise RuntimeError('crash')
-    add(self, metrics)
+    add(self, *step)
 
   config = tiny_segmentation.config(data)
   with patch.context() as context, pytest.raises(RuntimeError):

@@ -43,6 +43,17 @@ def test_a_program_is_counted_with_its_loops_padding_and_slices():
   }
 
 
+def test_operations_are_named_by_their_modules():
+  program = hlo.Program(PROGRAM.read_text())
+  operations = program.operations()
+  assert sum(x.bytes for x in operations) == program.moved_bytes()
+  by_kind = {x.kind: x for x in operations}
+  product = by_kind['convolution, backward']
+  assert product.module == 'stage1_0/operator/query/dot_general'
+  assert (product.count, product.flops) == (5, 5 * 2 * 8 * 16 * 32)
+  assert by_kind['custom-call'].bytes == 1000
+
+
 @pytest.mark.parametrize('strides, groups', [(1, 1), (2, 1), (1, 4)])
 def test_convolutions_in_a_loop_are_counted_without_padding(strides, groups):
   def convolve(x, kernel):
@@ -181,7 +192,7 @@ def test_what_the_compiler_lacks_is_read_from_its_message():
 
 @needs_compiler
 def test_a_small_model_fits_a_pod_of_four(capsys):
-  arguments = [DIGITS, '--topology=v5e:2x2', '--json']
+  arguments = [DIGITS, '--topology=v5e:2x2', '--json', '--by_operation']
   assert aot.main([*arguments, '--config.model.stage_sizes=(1,)']) == 0
   report = json.loads(capsys.readouterr().out)
   assert report['mesh'] == {'data': 4, 'model': 1} and report['images'] == 16
@@ -189,11 +200,21 @@ def test_a_small_model_fits_a_pod_of_four(capsys):
   assert report['fits'] and 0 < report['needed'] < 2**30
   assert report['collectives']['all-reduce']['count'] > 0
   assert report['moved_bytes'] > 0 and report['flops'] > 0
+  assert len(report['operations']) == 20
+  modules = {x['module'].partition('/')[0] for x in report['operations']}
+  assert 'backbone' in modules
 
 
 @needs_compiler
-@pytest.mark.parametrize('topology', ['v5e:3x5', 'v99:2x2'])
+@pytest.mark.parametrize('topology', ['v5e:3x5', 'v99:2x2', 'v3:2x2'])
 def test_an_unknown_topology_is_answered(topology, capsys):
   arguments = [DIGITS, f'--topology={topology}']
   assert aot.main(arguments) == 2
   assert 'v5e:16x16' in capsys.readouterr().err
+
+
+@needs_compiler
+def test_a_chip_of_two_cores_is_one_device():
+  devices = compilation.topology_devices('v4:2x2x1')
+  assert len(devices) == 4
+  assert devices[0].device_kind in roofline.CHIPS

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from acmix_jax import weights
+from acmix_jax import tasks, weights
 from acmix_jax.tasks import classification
 from acmix_jax.train import loop, metrics_window
 from acmix_jax.train import mesh as mesh_lib
@@ -30,8 +30,8 @@ def _at_step(monkeypatch, step, action):
   """Does something right after an update."""
   add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def replacement(self, metrics):
-    add(self, metrics)
+  def replacement(self, *step):
+    add(self, *step)
     if next(updates) == step:
       action()
 
@@ -134,6 +134,14 @@ def test_finished_training_has_nothing_to_do(straight):
   assert (straight / 'metrics.jsonl').read_text() == before
 
 
+def _names_of_update(step):
+  batches = tasks.make_task(tiny_run.config()).train_data(step - 1, 0, 1)
+  next(batches)
+  batches.close()
+  assert len({*batches.names}) == 16
+  return batches.names
+
+
 def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
   tmp_path, monkeypatch, without_shape_checks
 ):
@@ -152,8 +160,10 @@ def test_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(
   with pytest.raises(
     metrics_window.NonFiniteError,
     match=r'is (nan|inf) at step 7; step 5 is saved',
-  ):
+  ) as caught:
     loop.run(tiny_run.config(), str(tmp_path))
+  names = str(caught.value).split('images of the update:\n  ')[1].split('\n  ')
+  assert names == _names_of_update(7)
   assert tiny_run.steps(tmp_path)[-1] == 5
   assert all(np.isfinite(leaf).all() for _, leaf in tiny_run.state(tmp_path))
 

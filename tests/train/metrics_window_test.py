@@ -29,7 +29,11 @@ def test_goes_on_from_what_a_checkpoint_held():
 
 def test_names_the_step_that_is_not_finite():
   window = window_lib.Window(7)
-  window.add(step(1.0))
-  window.add(step(float('nan')))
-  with pytest.raises(window_lib.NonFiniteError, match='loss is nan at step 9'):
+  window.add(step(1.0), ['a.jpg'])
+  window.add(step(float('nan')), ['b.jpg'])
+  window.add(step(2.0), ['c.jpg'])
+  with pytest.raises(
+    window_lib.NonFiniteError, match='loss is nan at step 9'
+  ) as caught:
     window.read()
+  assert caught.value.names == ['b.jpg']

@@ -12,6 +12,7 @@ class Batches:
   """See `tasks.task.Batches`."""
 
   damaged = 0
+  names = ()
 
   def __init__(self, batches):
     self._batches = iter(batches)

@@ -13,6 +13,11 @@ def test_metrics_are_passed_on_exactly(value):
   assert type(passed) is type(value)
 
 
+def test_values_of_all_processes_are_passed_on_exactly():
+  value = ['image \u00fc.jpg', 0.1]
+  assert processes.from_all(value) == [value]
+
+
 def test_an_error_of_process_0_stays_what_it_is():
   def fail():
     raise FileNotFoundError('gone')

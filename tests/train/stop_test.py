@@ -31,6 +31,10 @@ class Intercepted:
   def damaged(self):
     return self._batches.damaged
 
+  @property
+  def names(self):
+    return self._batches.names
+
   def __iter__(self):
     return self
 

@@ -16,6 +16,7 @@ from acmix_jax.data.sources.digits import Digits
 from acmix_jax.data.sources.folder import Folder
 from acmix_jax.data.sources.imagenet import ImageNet
 from acmix_jax.data.sources.label_files import LabelFiles
+from acmix_jax.data.sources.objects import Objects
 from acmix_jax.data.sources.scenes import Scenes
 from acmix_jax.data.sources.segmentation_folder import open_segmentation_folder
 from acmix_jax.data.sources.source import (
@@ -33,6 +34,7 @@ __all__ = [
   'LabelFiles',
   'LabelMaps',
   'LabelledImages',
+  'Objects',
   'OnCanvases',
   'Scenes',
   'Source',
@@ -48,6 +50,9 @@ _SOURCES = {
   'folder': lambda config, split: Folder(config.dir, split),
   'imagenet2012': lambda config, split: ImageNet(config.dir, split),
   'scenes': lambda config, split: Scenes(split),
+  'scene_objects': lambda config, split: Objects(
+    Scenes(split), Scenes.class_names[1:]
+  ),
   'segmentation_folder': open_segmentation_folder,
 }
 

@@ -1,5 +1,8 @@
 """Attention of each pixel over the window around it, reflected at borders."""
 
+from typing import Any
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from acmix_jax.ops import implementations, windows
@@ -12,6 +15,10 @@ from acmix_jax.ops.local_attention import (
   tiles,
 )
 
+_cpu, _tiles, _patches = (
+  geometry.with_positions(module.attend) for module in (cpu, tiles, patches)
+)
+
 # In order of preference; those after the first `tiles` are asked for by name.
 IMPLEMENTATIONS = (
   # A fused kernel whose logits stay on chip.
@@ -21,27 +28,26 @@ IMPLEMENTATIONS = (
   # On one H200, for 64 images of 56x56x64 in bfloat16 and their gradients: 0.83
   # ms, where tiles take 8.1 and patches 65.
   implementations.Implementation(
-    'pallas', ('cuda',), pallas_gpu.why_not, pallas_gpu.attend
+    'pallas',
+    ('cuda',),
+    pallas_gpu.why_not,
+    geometry.with_positions(pallas_gpu.attend, rounded=True),
   ),
   # A fused kernel in C++, once `acmix_jax.cpu_kernels` are enabled.
-  implementations.Implementation(
-    'cpu_kernel', ('cpu',), cpu.why_slower, cpu.attend
-  ),
+  implementations.Implementation('cpu_kernel', ('cpu',), cpu.why_slower, _cpu),
   # A square of queries shares the rectangle of keys that its windows cover; one
   # tile after the other, so that only one is in memory.
   implementations.Implementation(
-    'tiles', implementations.PLATFORMS, implementations.always, tiles.attend
+    'tiles', implementations.PLATFORMS, implementations.always, _tiles
   ),
-  implementations.Implementation(
-    'cpu_kernel', ('cpu',), cpu.why_not, cpu.attend
-  ),
+  implementations.Implementation('cpu_kernel', ('cpu',), cpu.why_not, _cpu),
   # Slow, for tests.
   implementations.Implementation(
     'pallas', ('cpu', 'rocm'), pallas_tpu.why_not, pallas_tpu.interpret
   ),
   # A copy of the window of each query: k*k times the memory of k and v.
   implementations.Implementation(
-    'patches', implementations.PLATFORMS, implementations.always, patches.attend
+    'patches', implementations.PLATFORMS, implementations.always, _patches
   ),
 )
 
@@ -50,7 +56,7 @@ def local_attention(
   q: Float[Array, 'b h w n d'],
   k: Float[Array, 'b h w n d'],
   v: Float[Array, 'b h w n d'],
-  position: Float[Array, 'h w d'] | None = None,
+  slopes: Float[Array, '2 d'] | None = None,
   *,
   kernel_size: int = 7,
   strides: int = 1,
@@ -59,10 +65,12 @@ def local_attention(
 ) -> Float[Array, 'b ho wo n d']:
   """Softmax attention over a window of each pixel (paper eq. 1, 2).
 
-    logits = d**-0.5 * q . (k + position[query] - position[key])
+    logits = d**-0.5 * q . (k + slopes . (query's pixel - key's pixel))
     out = softmax(logits over the kernel_size**2 keys, in float32) . v
 
   Keys, values and positions beyond the border are those of the mirrored pixel.
+  Positions are in float32, whatever the dtype, for they grow with the map; the
+  kernel for GPU rounds what is left of a key.
 
   Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py. Here maps are NHWC and of
   any float dtype. Odd maps at stride 2 give ceil(h / 2) rows; the source fails
@@ -73,7 +81,8 @@ def local_attention(
     q: Queries, not scaled; every `strides`-th pixel is used.
     k: Keys.
     v: Values.
-    position: Encoding of each pixel, shared by images and heads.
+    slopes: Change of the encoding of a pixel from a row to the next, and from
+      a column to the next; shared by images and heads.
     kernel_size: Odd side of the window in keys.
     strides: Pixels between queries.
     dilation: Pixels between neighbouring keys of a window.
@@ -87,21 +96,29 @@ def local_attention(
     ValueError: Shapes disagree, the window is not centred, the map is too
       small to reflect, or the implementation is unknown or cannot serve.
   """
-  _check(q, k, v, position, kernel_size, strides, dilation)
-  if position is not None:
-    # q . position[query] is the same for all keys of a window, so it leaves
-    # the softmax unchanged: only the key's side of the term is needed.
-    k = k - position[None, :, :, None].astype(k.dtype)
-  # The keys are new by now, so scaling them, not q, needs no further memory.
-  k = k * k.shape[-1] ** -0.5
+  check(q, k, v, slopes, kernel_size, strides, dilation)
+  # q . position[query] is the same for all keys of a window, so it leaves the
+  # softmax unchanged: only the key's side of the term is needed.
+  if slopes is None:
+    slopes = jnp.zeros((2, q.shape[4]))
+  slopes = slopes.astype(jnp.float32)
   q = q[:, ::strides, ::strides]
   problem = geometry.describe(q, k, v, kernel_size, strides, dilation)
   return implementations.run(
-    IMPLEMENTATIONS, 'local_attention', implementation, problem, q, k, v
+    IMPLEMENTATIONS, 'local_attention', implementation, problem, q, k, v, slopes
   )
 
 
-def _check(q, k, v, position, kernel_size, strides, dilation):
+def check(
+  q: Any,
+  k: Any,
+  v: Any,
+  slopes: Any,
+  kernel_size: int,
+  strides: int,
+  dilation: int,
+) -> None:
+  """Raises the ValueError of `local_attention`."""
   name = 'local_attention'
   if q.ndim != 5 or not q.shape == k.shape == v.shape:
     raise ValueError(
@@ -109,9 +126,7 @@ def _check(q, k, v, position, kernel_size, strides, dilation):
       '[b, h, w, n, d] are needed.'
     )
   h, w, d = q.shape[1], q.shape[2], q.shape[4]
-  if position is not None and position.shape != (h, w, d):
-    raise ValueError(
-      f'{name}: position {position.shape}; [h, w, d] = {(h, w, d)} is needed.'
-    )
+  if slopes is not None and slopes.shape != (2, d):
+    raise ValueError(f'{name}: slopes {slopes.shape}; {(2, d)} is needed.')
   windows.check_window(name, kernel_size, strides, dilation)
   windows.check_reflection(name, h, w, kernel_size, dilation)

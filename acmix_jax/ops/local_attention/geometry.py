@@ -1,5 +1,6 @@
 """Sizes of a local attention, and what its implementations share."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -112,9 +113,46 @@ def log_counts(
   return jnp.where(count > 0, log_count, np.float32(-2e30))
 
 
-def dot(
-  x: Float[Array, '_ _'], y: Float[Array, '_ _'], axis_x: int, axis_y: int
-) -> Float32[Array, '_ _']:
-  """Product of two matrices over one axis of each."""
-  axes = ((axis_x,), (axis_y,)), ((), ())
-  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+def middle(size: int) -> float:
+  """Where positions along a line of pixels are zero."""
+  return (size - 1) / 2
+
+
+def _positions(k) -> np.ndarray:
+  """Row and column of each pixel [h, w, 2], from the middle of the map."""
+  lines = [np.arange(size) - middle(size) for size in k.shape[1:3]]
+  return np.stack(np.meshgrid(*lines, indexing='ij'), -1)
+
+
+def relative_keys(
+  k: Float[Array, 'b h w n d'], slopes: Float[Array, '2 d']
+) -> Float[Array, 'b h w n d']:
+  """The keys less their positions, scaled by d**-0.5, in at least float32."""
+  dtype = jnp.promote_types(k.dtype, jnp.float32)
+  places = jnp.asarray(_positions(k), dtype)
+  position = jnp.matmul(places, slopes.astype(dtype), precision='highest')
+  return (k.astype(dtype) - position[None, :, :, None]) * k.shape[-1] ** -0.5
+
+
+def slope_gradient(dk: Float[Array, 'b h w n d']) -> Float32[Array, '2 d']:
+  """Gradient of the slopes, of that of the keys."""
+  places = jnp.asarray(_positions(dk), jnp.float32)
+  sums = dk.sum((0, 3), dtype=jnp.float32)
+  return -jnp.einsum('hwd,hwp->pd', sums, places, precision='highest')
+
+
+def with_positions(attend: Callable, *, rounded: bool = False) -> Callable:
+  """An attention of relative keys as one of (problem, q, k, v, slopes).
+
+  Args:
+    attend: Function of (problem, q, k, v).
+    rounded: Whether it takes keys of their own dtype, not in float32.
+  """
+
+  def run(problem, q, k, v, slopes):
+    relative = relative_keys(k, slopes)
+    return attend(
+      problem, q, relative.astype(k.dtype) if rounded else relative, v
+    )
+
+  return run

@@ -18,8 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import sharding
-from acmix_jax.ops.local_attention import fused, geometry
+from acmix_jax.ops import derivatives, kernels, sharding
+from acmix_jax.ops.local_attention import geometry, tiles
 
 # Side of the square of a program, and pixels of a step of its walk.
 _SIDE = 8
@@ -29,7 +29,7 @@ _DEPTH_BYTES = 512
 # Finite, so that differences are defined before the first key is seen.
 _LOWEST = -1e30
 
-_dot = geometry.dot
+_dot = kernels.dot
 
 
 class _Pixels(NamedTuple):
@@ -343,7 +343,11 @@ def _backward(static, inputs, _, dout):
   return sharding.split_images(call, *inputs, dout)
 
 
-_attend = fused.define(_forward, _backward)
+_attend = derivatives.define(
+  _forward,
+  _backward,
+  lambda static, *inputs: tiles.general(static[0], *inputs),
+)
 
 
 def _merge_pixels(x):
@@ -355,7 +359,7 @@ def _call(kernel, problem, size, inputs, outputs, interpret):
   """Runs `kernel` for all squares of a map of `size`, all heads and images."""
   batch, _, heads, _ = inputs[0].shape
   outputs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
-  return fused.call(
+  return kernels.call(
     functools.partial(kernel, problem=problem),
     'cuda',
     inputs,

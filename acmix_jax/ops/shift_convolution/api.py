@@ -13,12 +13,17 @@ from acmix_jax.ops.shift_convolution import (
   cpu,
   geometry,
   grouped,
+  pallas_tpu,
   shifts,
 )
 
 # In order of preference. All but 'shifts' are given the product of both
 # weights, so that the k * k * d mixed maps are never in memory.
 IMPLEMENTATIONS = (
+  # A fused kernel, which reads each map once.
+  implementations.Implementation(
+    'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.convolve
+  ),
   # Kernels in C++, once `acmix_jax.cpu_kernels` are enabled.
   implementations.Implementation(
     'cpu_kernel', ('cpu',), cpu.why_not, cpu.convolve
@@ -43,6 +48,9 @@ IMPLEMENTATIONS = (
   # As in the paper: mixes the maps, then one weighted slice for each tap.
   implementations.Implementation(
     'shifts', implementations.PLATFORMS, implementations.always, shifts.convolve
+  ),
+  implementations.Implementation(
+    'pallas', ('cpu', 'rocm'), pallas_tpu.why_not, pallas_tpu.interpret
   ),
 )
 

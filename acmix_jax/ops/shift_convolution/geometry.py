@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -29,8 +30,8 @@ class Problem(NamedTuple):
 
 
 def describe(
-  maps: Sequence[Float[Array, 'b h w _m d']],
-  kernel: Float[Array, 'kh kw m f'],
+  maps: Sequence[Float[Array | jax.ShapeDtypeStruct, 'b h w _m d']],
+  kernel: Float[Array | jax.ShapeDtypeStruct, 'kh kw m f'],
   strides: int,
   dilation: int,
 ) -> Problem:

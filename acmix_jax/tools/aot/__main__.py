@@ -2,7 +2,7 @@ r"""Compiles the update of a config for a TPU pod that need not be there.
 
     python -m acmix_jax.tools.aot configs/resnet50_acmix.py \
         --topology=v5e:16x16 --config.train.batch_size=65536 \
-        --config.model.dtype=bfloat16 [--json]
+        --config.model.dtype=bfloat16 [--by_operation] [--json]
 
 The real compiler (`pip install 'jax[tpu]'`) runs on any machine. It needs the
 shapes of the batches, but no data. For each canvas of the training images and
@@ -37,11 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--json', action='store_true', help='print a JSON line for each canvas'
   )
+  parser.add_argument(
+    '--by_operation',
+    action='store_true',
+    help='add the costliest operations and the modules they come from',
+  )
   args, overrides = parser.parse_known_args(argv)
   try:
     config = config_file.load(args.config, overrides)
     fits = True
-    for report in compilation.compile_updates(config, args.topology):
+    for report in compilation.compile_updates(
+      config, args.topology, by_operation=args.by_operation
+    ):
       if args.json:
         print(json.dumps(roofline.as_json(report)))
       else:

@@ -50,14 +50,23 @@ def topology_devices(topology: str) -> list[jax.Device]:
   # What is computed on the way needs no TPU, and must not wait for one.
   jax.config.update('jax_platforms', 'cpu')
   try:
-    description = topologies.get_topology_desc(
-      platform='tpu', topology_name=topology
-    )
+    devices = _describe(topology)
+    if any(device.core_on_chip for device in devices):
+      # Of v4 the two cores of a chip can be one device, as they are on a pod.
+      devices = _describe(topology, chip_config_name='megacore')
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
-      f'topology={topology!r}: {error}; v5e:2x2, v5e:16x16, v5p:2x2x1 and '
-      'v6e:4x4 exist, for example.'
+      f'topology={topology!r}: {error}; v5e:2x2, v5e:16x16, v4:2x2x1, '
+      'v5p:2x2x1 and v6e:4x4 exist, for example. Chips whose cores are devices '
+      '(v2, v3) are not among those whose peaks are known.'
     ) from error
+  return devices
+
+
+def _describe(topology, **options):
+  description = topologies.get_topology_desc(
+    platform='tpu', topology_name=topology, **options
+  )
   return list(description.devices)
 
 
@@ -81,9 +90,17 @@ def lower_update(
 
 
 def compile_updates(
-  config: ml_collections.ConfigDict, topology: str
+  config: ml_collections.ConfigDict,
+  topology: str,
+  *,
+  by_operation: bool = False,
 ) -> Iterator[roofline.Report]:
   """Compiles the update of a config for a topology, once for each canvas.
+
+  Args:
+    config: Config.
+    topology: As of `topology_devices`.
+    by_operation: Whether the reports have the operations.
 
   Raises:
     ModuleNotFoundError: libtpu is not installed.
@@ -95,10 +112,12 @@ def compile_updates(
     raise ValueError(lookup.unknown('Device', kind, roofline.CHIPS))
   training = make_training(config, devices)
   for batch in training.task.batch_shapes('train'):
-    yield _compile(training, batch, topology, roofline.CHIPS[kind])
+    yield _compile(
+      training, batch, topology, roofline.CHIPS[kind], by_operation
+    )
 
 
-def _compile(training, batch, topology, chip):
+def _compile(training, batch, topology, chip, by_operation):
   """Report on the update of batches of one canvas."""
   config, mesh = training.config, training.mesh
   report = functools.partial(
@@ -143,6 +162,7 @@ def _compile(training, batch, topology, chip):
     collectives=program.collectives(),
     compile_seconds=seconds,
     advice=[] if fits else advise(config, mesh),
+    operations=program.operations() if by_operation else [],
   )
 
 

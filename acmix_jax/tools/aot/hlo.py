@@ -24,6 +24,10 @@ _COST = re.compile(
   r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"'
 )
 
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+# Parts of a name that are no place of the source.
+_TRANSFORM = re.compile(r'.*\(.*|cond|while|body|closed_call|branch_\d+_fun')
+
 _COLLECTIVES = (
   'all-reduce',
   'all-gather',
@@ -85,6 +89,25 @@ class Collective(NamedTuple):
   bytes: int
 
 
+class Operation(NamedTuple):
+  """Instructions of one kind that come from the same place of the source.
+
+  Attributes:
+    module: Module and operation, e.g. 'stage1_0/operator/query/dot_general';
+      '' where the compiler says none, as of copies that it adds itself.
+    kind: Kind of instruction, and 'backward' for a gradient.
+    count: How often they run.
+    bytes: What they read from and write to the main memory.
+    flops: Flops of products and kernels.
+  """
+
+  module: str
+  kind: str
+  count: int
+  bytes: int
+  flops: int
+
+
 Computation = dict[str, Instruction]
 
 
@@ -123,6 +146,36 @@ class Program:
       for computation, instruction, times, fused in self._run
       if not fused
     )
+
+  def operations(self) -> list[Operation]:
+    """All that moves bytes or multiplies, by module and kind."""
+    found = {}
+    for computation, instruction, times, fused in self._run:
+      if fused:
+        continue
+      size = times * self._bytes(computation, instruction)
+      flops = times * self._flops_within(computation, instruction)
+      if not (size or flops):
+        continue
+      key = _source(instruction)
+      previous = found.get(key, Operation(*key, 0, 0, 0))
+      found[key] = Operation(
+        *key,
+        previous.count + times,
+        previous.bytes + size,
+        previous.flops + flops,
+      )
+    return list(found.values())
+
+  def _flops_within(self, computation, instruction) -> int:
+    """Flops of an instruction with those that are fused into it."""
+    flops = _flops(computation, instruction)
+    if instruction.opcode == 'fusion':
+      inner = self._computations[
+        _CALLED.search(instruction.text)[1].lstrip('%')
+      ]
+      flops += sum(self._flops_within(inner, x) for x in inner.values())
+    return flops
 
   def flops_of_repetition(self) -> int:
     """Flops of products and kernels in all turns of loops but the first."""
@@ -237,6 +290,17 @@ class Program:
           parts += read[number]
       read[number] = min(read[number], parts)
     return read, written
+
+
+def _source(instruction: Instruction) -> tuple[str, str]:
+  """Module and kind of an `Operation`."""
+  match = _SOURCE.search(instruction.text)
+  path = match[1] if match else ''
+  names = [x for x in path.split('/') if not _TRANSFORM.fullmatch(x)]
+  kind = instruction.opcode.removesuffix('-start')
+  if 'transpose(' in path:
+    kind += ', backward'
+  return '/'.join(names), kind
 
 
 def _operands(rest: str) -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from acmix_jax.tools.aot import hlo
 
 _GIB = 2**30
+# Operations of a report.
+_COSTLIEST = 20
 
 
 class Chip(NamedTuple):
@@ -24,10 +26,10 @@ class Chip(NamedTuple):
   memory: float
 
 
-# By kind of device, from cloud.google.com/tpu/docs/v5e, v5p and v6e. The memory
-# is what the compiler of libtpu 0.0.42.1 names when a program exceeds it. v4 is
-# missing: jax makes no mesh of the devices of its topologies, half chips.
+# By kind of device, from cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Memory
+# is what the compiler of libtpu 0.0.42.1 names when a program exceeds it.
 CHIPS = {
+  'TPU v4': Chip('v4', 275e12, 1228e9, 30.75 * _GIB),
   'TPU v5 lite': Chip('v5e', 197e12, 819e9, 15.75 * _GIB),
   'TPU v5': Chip('v5p', 459e12, 2765e9, 95.74 * _GIB),
   'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 31.25 * _GIB),
@@ -76,6 +78,7 @@ class Report:
     collectives: Exchanges with other devices, by kind.
     compile_seconds: Time of tracing and compiling on this machine.
     advice: Fields to change if the update does not fit.
+    operations: What moves bytes or multiplies; empty if it was not asked for.
   """
 
   model: str
@@ -93,6 +96,7 @@ class Report:
   collectives: dict[str, hlo.Collective]
   compile_seconds: float
   advice: list[str]
+  operations: list[hlo.Operation] = dataclasses.field(default_factory=list)
 
   @property
   def bounds(self) -> dict[str, float]:
@@ -103,6 +107,18 @@ class Report:
     }
 
 
+def costliest(report: Report) -> list[hlo.Operation]:
+  """The operations that bound the time most, the costliest first."""
+
+  def seconds(operation):
+    return max(
+      operation.flops / report.chip.flops,
+      operation.bytes / report.chip.bandwidth,
+    )
+
+  return sorted(report.operations, key=seconds, reverse=True)[:_COSTLIEST]
+
+
 def as_json(report: Report) -> dict:
   """The report and its bounds as plain values."""
   return dataclasses.asdict(report) | {
@@ -110,6 +126,7 @@ def as_json(report: Report) -> dict:
     'collectives': {
       kind: found._asdict() for kind, found in report.collectives.items()
     },
+    'operations': [x._asdict() for x in costliest(report)],
     'bounds': report.bounds,
   }
 
@@ -155,6 +172,14 @@ def as_text(report: Report) -> str:
       f'tight        the compiler makes {report.recomputed} results twice to '
       'make it fit'
     )
+  if report.operations:
+    lines.append('  memory ms  products ms  times  operation')
+  lines += [
+    f'  {operation.bytes / chip.bandwidth * 1e3:9.3f}'
+    f'  {operation.flops / chip.flops * 1e3:11.3f}  {operation.count:5d}'
+    f'  {operation.module or "(added by the compiler)"} ({operation.kind})'
+    for operation in costliest(report)
+  ]
   if report.advice:
     lines += ['Change one or more of', *(f'  {line}' for line in report.advice)]
   return '\n'.join(lines)

@@ -137,16 +137,23 @@ def count(
     model=name,
     image_size=size,
     parts={
-      field.name: Part(
-        sum(leaf.size for leaf in jax.tree.leaves(params[field.name])),
-        sum(x.macs for x in products if f'{_PART}{field.name}' in x.scopes),
+      name: Part(
+        sum(leaf.size for leaf in jax.tree.leaves(params[name])),
+        sum(x.macs for x in products if f'{_PART}{name}' in x.scopes),
       )
-      for field in dataclasses.fields(model)
-      if field.name in params
+      for name in _in_order(model, params)
     },
     operators=_by_operator(products),
     table1=table1,
   )
+
+
+def _in_order(model: nn.Module, params: dict) -> list[str]:
+  """The parts of a model: its fields, then those that it makes itself."""
+  fields = [field.name for field in dataclasses.fields(model)]
+  return [x for x in fields if x in params] + [
+    x for x in params if x not in fields
+  ]
 
 
 class _Stage(enum.StrEnum):

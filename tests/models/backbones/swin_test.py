@@ -1,8 +1,10 @@
 """The Swins against the official models."""
 
+import functools
 import re
 
 import chex
+import jax
 import numpy as np
 import pytest
 
@@ -42,3 +44,14 @@ def test_names_of_other_libraries_are_taken(other):
     acmix_jax.from_torch('swin_tiny', renamed),
     acmix_jax.from_torch('swin_tiny', state_dict),
   )
+
+
+def test_dense_swin_equals_the_official_one():
+  state_dict, images, stages = official.dense_swin()
+  fields = dict(num_classes=7, backbone='swin_tiny')
+  variables = acmix_jax.from_torch('upernet', state_dict, **fields)
+  model = acmix_jax.create_model('upernet', **fields)
+  run = jax.jit(functools.partial(model.apply, method='features'))
+  result = run(variables, images)
+  for name, expected in stages.items():
+    official.assert_relative(result[name], expected, name=name)

@@ -11,7 +11,12 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from acmix_jax.ops import local_attention, reference
-from acmix_jax.ops.local_attention import geometry, pallas_gpu, pallas_tpu
+from acmix_jax.ops.local_attention import (
+  geometry,
+  pallas_gpu,
+  pallas_tpu,
+  tpu_plan,
+)
 
 _KERNELS = {'tpu': pallas_tpu, 'gpu': pallas_gpu}
 
@@ -81,9 +86,14 @@ def run(kernels, case, inputs, dout, interpret=True):
   """Output and gradients, with q scaled and strided as the caller does."""
 
   def attend(q, k, v):
-    q = q[:, :: case.strides, :: case.strides] * case.depth**-0.5
+    q = q[:, :: case.strides, :: case.strides]
+    if kernels is pallas_gpu:
+      q *= case.depth**-0.5
     described = geometry.describe(q, k, v, *case.window)
-    return kernels.attend(described, q, k, v, interpret)
+    if kernels is pallas_gpu:
+      return kernels.attend(described, q, k, v, interpret)
+    slopes = jnp.zeros((2, case.depth))
+    return kernels.attend(described, q, k, v, slopes, interpret)
 
   out, pullback = jax.vjp(attend, *inputs)
   return [out, *pullback(dout)]
@@ -104,8 +114,27 @@ def test_tpu_kernel_cuts_wide_maps_along_their_rows():
   assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
-def test_tpu_kernel_never_uses_memory_beyond_a_map():
-  case = Case(4, 5, heads=1, kernel=3)
+@pytest.mark.parametrize(
+  'case',
+  [
+    Case(23, 9, heads=1, kernel=3),
+    Case(21, 9, heads=1, kernel=3, strides=2),
+    Case(9, 37, heads=1, kernel=3, dilation=2),
+  ],
+  ids=str,
+)
+def test_tpu_kernel_cuts_maps_into_blocks_of_rows(case, monkeypatch):
+  for name, value in (('VMEM', 1), ('_QUERIES', 32), ('_UNCUT', 32)):
+    monkeypatch.setattr(tpu_plan, name, value)
+  inputs, dout, wanted = problem(case)
+  compute = jax.jit(functools.partial(run, pallas_tpu, case))
+  assert_same(compute(inputs, dout), wanted, case.dtype)
+
+
+def test_tpu_kernel_never_uses_memory_beyond_a_map(monkeypatch):
+  case = Case(9, 5, heads=1, kernel=3)
+  monkeypatch.setattr(tpu_plan, 'VMEM', 1)
+  monkeypatch.setattr(tpu_plan, '_QUERIES', 32)
   inputs, dout, wanted = problem(case)
   emulate = pltpu.InterpretParams(uninitialized_memory='nan')
   results = run(pallas_tpu, case, inputs, dout, emulate)
@@ -241,7 +270,8 @@ def test_kernels_are_traced_where_they_are_compiled(monkeypatch):
   [
     ((1, 56, 56, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
     ((1, 100, 152, 4, 32), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
-    ((1, 200, 304, 4, 16), (7, 1, 1), 'bfloat16', {'gpu'}),
+    ((1, 200, 304, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
+    ((4, 400, 400, 4, 16), (7, 1, 1), 'bfloat16', {'tpu', 'gpu'}),
     ((1, 14, 14, 2, 256), (7, 1, 1), 'float32', {'tpu'}),
     ((1, 64, 64, 2, 32), (31, 1, 2), 'bfloat16', {'tpu'}),
     ((1, 14, 14, 4, 16), (7, 1, 1), 'float16', set()),

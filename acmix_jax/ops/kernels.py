@@ -1,0 +1,85 @@
+"""What the kernels written in Pallas share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Float32
+
+from acmix_jax.ops import deferred
+
+MIB = 2**20
+# Lanes of a register, and rows of 16-bit numbers in one.
+LANES = 128
+SUBLANES = 16
+
+
+def call(
+  kernel: Callable[..., None],
+  platform: str,
+  inputs: Sequence[jax.Array],
+  outputs: Sequence[jax.ShapeDtypeStruct],
+  interpret: Any,
+  **options: Any,
+) -> Sequence[jax.Array]:
+  """Runs a kernel, which is traced where it is compiled or interpreted.
+
+  Args:
+    kernel: Function of references to the inputs and the outputs.
+    platform: The platform that it is for.
+    inputs: Arguments.
+    outputs: Shapes and dtypes of the results.
+    interpret: `interpret` of `pallas_call`.
+    **options: Others of its arguments.
+  """
+  run = pl.pallas_call(kernel, list(outputs), interpret=interpret, **options)
+  if interpret:
+    return run(*inputs)
+  return deferred.call(run, platform, outputs, *inputs)
+
+
+def dot(
+  x: Float[Array, '_ _'], y: Float[Array, '_ _'], axis_x: int, axis_y: int
+) -> Float32[Array, '_ _']:
+  """Product of two matrices over one axis of each."""
+  axes = ((axis_x,), (axis_y,)), ((), ())
+  return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+
+
+def repeat(count: Any, body: Callable[[Any], None]):
+  """Calls body(number) so often, with 32-bit numbers beside 64-bit ones, too.
+
+  Args:
+    count: Turns, static or not.
+    body: Function of the number of the turn.
+  """
+  first = 0 if isinstance(count, int) else jnp.zeros_like(count)
+
+  def turn(number, _):
+    body(lax.convert_element_type(number, jnp.int32))
+
+  lax.fori_loop(first, count, turn, None)
+
+
+def round_up(size: int, multiple: int) -> int:
+  """The next multiple."""
+  return -(-size // multiple) * multiple
+
+
+def map_bytes(size: Sequence[int], channels: int, itemsize: int) -> int:
+  """Bytes of a map [rows, columns, channels] on a TPU's chip."""
+  return _tiled_bytes(size, channels, itemsize, SUBLANES * 2 // itemsize)
+
+
+def moved_bytes(size: Sequence[int], channels: int, itemsize: int) -> int:
+  """Bytes of a map [rows, columns, channels] in a TPU's main memory."""
+  return _tiled_bytes(size, channels, itemsize, 8)
+
+
+def _tiled_bytes(size, channels, itemsize, tile):
+  rows, columns = size
+  channels = round_up(channels, LANES)
+  return rows * round_up(columns, tile) * channels * itemsize

@@ -1,0 +1,156 @@
+"""The kernels of both paths, and of the convolution, for TPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from acmix_jax.ops import local_acmix, reference, shift_convolution
+from acmix_jax.ops.local_acmix import geometry, pallas_tpu
+from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
+from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
+from acmix_jax.ops.shift_convolution import shifts, tpu_plan
+from tests.ops import battery
+
+
+def assert_near(results, wanted):
+  for got, want in zip(results, wanted, strict=True):
+    scale = np.abs(want).max()
+    np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)
+
+
+def paths(kernel_size, dilation):
+  """The reference of q, k, v, slopes, kernel and alpha."""
+
+  def run(q, k, v, slopes, kernel, alpha):
+    places = jnp.indices(q.shape[1:3])
+    position = jnp.einsum('phw,pd->hwd', places, slopes)
+    attended = reference.local_attention(
+      q, k, v, position, kernel_size=kernel_size, dilation=dilation
+    )
+    maps = jnp.concatenate([q, k, v], axis=3)
+    identity = jnp.eye(maps.shape[3])
+    convolved = reference.shift_convolution(
+      maps, identity, kernel, dilation=dilation
+    )
+    return alpha * attended.reshape(convolved.shape) + convolved
+
+  return run
+
+
+@pytest.mark.parametrize(
+  ('size', 'heads', 'depth', 'dilation'),
+  [((7, 9), 2, 8, 1), ((6, 5), 4, 64, 2)],
+)
+def test_both_paths_equal_the_reference(size, heads, depth, dilation):
+  shape = (2, *size, heads, depth)
+  inputs = [battery.normal(i, shape) for i in range(3)]
+  inputs += [
+    battery.normal(3, (2, depth)),
+    battery.normal(4, (3, 3, 3 * heads, heads * depth)),
+    jnp.float32(0.7),
+  ]
+  run = functools.partial(
+    local_acmix.local_acmix,
+    kernel_size=3,
+    dilation=dilation,
+    implementation='pallas',
+  )
+  out, pullback = jax.vjp(jax.jit(run), *inputs)
+  want, want_pullback = jax.vjp(jax.jit(paths(3, dilation)), *inputs)
+  dout = battery.normal(9, want.shape)
+  assert_near([out, *pullback(dout)], [want, *want_pullback(dout)])
+
+
+@pytest.mark.parametrize(
+  ('size', 'heads', 'depth', 'strides', 'memory'),
+  [
+    # Odd maps whose rows several programs share.
+    ((11, 9), 2, 8, 2, 0),
+    ((9, 7), 4, 64, 1, 0),
+    # Pixels that no tap sees, and maps that do not fill a register.
+    ((7, 8), 3, 24, 3, tpu_plan._VMEM),
+  ],
+)
+def test_convolution_equals_the_shifts(
+  size, heads, depth, strides, memory, monkeypatch
+):
+  monkeypatch.setattr(tpu_plan, '_VMEM', memory)
+  monkeypatch.setattr(tpu_plan, '_PIXELS', 32)
+  maps = [battery.normal(i, (1, *size, heads, depth)) for i in range(3)]
+  side = 3 if strides < 3 else 1
+  kernel = battery.normal(5, (side, side, 3 * heads, heads * depth))
+  problem = convolution_geometry.describe(maps, kernel, strides, 1)
+  results = []
+  for convolve in (convolution_kernel.interpret, shifts.convolve):
+    run = jax.jit(functools.partial(convolve, problem))
+    out, pullback = jax.vjp(run, maps, kernel)
+    dout = battery.normal(9, out.shape)
+    results.append(jax.tree.leaves([out, pullback(dout)]))
+  assert_near(*results)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('size', 'heads', 'depth', 'strides'),
+  [((56, 56), 4, 16, 1), ((15, 13), 4, 64, 2), ((200, 336), 3, 32, 1)],
+)
+def test_convolution_lowers_for_tpu(size, heads, depth, strides, dtype):
+  x = jax.ShapeDtypeStruct((2, *size, heads, depth), dtype)
+  fc = jax.ShapeDtypeStruct((3 * heads, 9), dtype)
+  kernel = jax.ShapeDtypeStruct((3, 3, 9, heads * depth), dtype)
+
+  def total(maps, *weights):
+    out = shift_convolution.shift_convolution(maps, *weights, strides=strides)
+    return out.astype(jnp.float32).sum()
+
+  gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+  lowered = gradient.trace([x] * 3, fc, kernel).lower(
+    lowering_platforms=('tpu',)
+  )
+  assert lowered.as_text().count('tpu_custom_call') == 2
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', [(4, 56, 56, 4, 16), (3, 7, 7, 4, 128)])
+def test_both_paths_lower_for_tpu_as_one(shape, dtype):
+  *_, heads, depth = shape
+  x = jax.ShapeDtypeStruct(shape, dtype)
+  slopes = jax.ShapeDtypeStruct((2, depth), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 3 * heads, heads * depth), dtype)
+  alpha = jax.ShapeDtypeStruct((), jnp.float32)
+
+  def total(*inputs):
+    return local_acmix.local_acmix(*inputs).astype(jnp.float32).sum()
+
+  gradient = jax.jit(jax.value_and_grad(total, range(6)))
+  traced = gradient.trace(x, x, x, slopes, kernel, alpha)
+  lowered = traced.lower(lowering_platforms=('tpu',))
+  assert lowered.as_text().count('tpu_custom_call') == 2
+
+
+def test_large_maps_are_left_to_two_operators():
+  x = jax.ShapeDtypeStruct((1, 200, 336, 4, 16), jnp.bfloat16)
+  kernel = jax.ShapeDtypeStruct((3, 3, 12, 64), jnp.bfloat16)
+  problem = geometry.describe(x, x, x, kernel, 7, 1)
+  assert 'MiB on chip' in pallas_tpu.why_not(problem)
+
+
+def test_bfloat16_keeps_positions_apart():
+  # Weights of 10 move a key of 56 columns by 2 * 10 / 55 a column.
+  shape = (1, 4, 56, 1, 16)
+  q, k, v = (battery.normal(i, shape, 'bfloat16') for i in range(3))
+  slopes = 20 / 55 * battery.normal(3, (2, 16))
+  run = functools.partial(paths(3, 1), alpha=1.0)
+  kernel = jnp.zeros((3, 3, 3, 16))
+  exact = run(*(x.astype(jnp.float32) for x in (q, k, v)), slopes, kernel)
+  out = local_acmix.local_acmix(
+    *(q, k, v, slopes, kernel.astype(q.dtype), jnp.float32(1)),
+    kernel_size=3,
+    implementation='pallas',
+  )
+  error = np.abs(np.asarray(out, np.float32) - exact).max()
+  # Half of the last place of the outputs, and of the weights.
+  assert error < 2**-8 * np.abs(exact).max() * 2
