@@ -220,8 +220,10 @@ class BatchNorm(nn.Module):
       ValueError: The mode is unknown, or a group has one value a channel.
     """
     checks.check_choice('BatchNorm', 'mode', self.mode, BATCH_NORM_MODES)
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
-    var = self.variable('batch_stats', 'var', jnp.ones, features)
+    mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, features, jnp.float32
+    )
+    var = self.variable('batch_stats', 'var', jnp.ones, features, jnp.float32)
     scale = self.param(
       'scale', nn.initializers.ones, features, self.param_dtype
     )

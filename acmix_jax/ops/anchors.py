@@ -99,7 +99,7 @@ def within_padding(
   flags = []
   for level, size in _levels(anchors, sizes):
     starts = _cells(size)[None] * anchors.strides[level]
-    x_y_limits = jnp.asarray(padded)[:, None, ::-1]
+    x_y_limits = jnp.asarray(padded, starts.dtype)[:, None, ::-1]
     inside = jnp.all(starts < x_y_limits, axis=-1)
     flags.append(jnp.repeat(inside, anchors.per_cell, axis=1))
   return jnp.concatenate(flags, axis=1)
@@ -120,7 +120,7 @@ def within_image(
     size: Height and width of each image without padding, in pixels.
     border: Pixels by which boxes may stand out.
   """
-  x_y_limits = jnp.asarray(size)[:, None, ::-1] + border
+  x_y_limits = jnp.asarray(size, boxes.dtype)[:, None, ::-1] + border
   low = jnp.all(boxes[:, :2] >= -border, axis=-1)
   return low[None] & jnp.all(boxes[None, :, 2:] < x_y_limits, axis=-1)
 

@@ -42,7 +42,8 @@ def mask_targets(
     output_size: Side of the targets.
   """
   run = functools.partial(_image_targets, output_size=output_size)
-  return jax.vmap(run)(bitmaps, regions, boxes, index, jnp.asarray(size))
+  size = jnp.asarray(size, jnp.float32)
+  return jax.vmap(run)(bitmaps, regions, boxes, index, size)
 
 
 def _image_targets(bitmaps, regions, boxes, index, size, output_size):

@@ -141,7 +141,7 @@ def _greedy(boxes, scores, valid, threshold, most):
   state = (
     jnp.zeros((), jnp.int32),
     jnp.zeros(b, counts.dtype),
-    jnp.zeros((b, places, 4)),
+    jnp.zeros((b, places, 4), boxes.dtype),
     jnp.zeros((b, places), order.dtype),
   )
   state = sharding.vary_alike(state, boxes, scores, valid)[0]

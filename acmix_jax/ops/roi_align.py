@@ -158,8 +158,8 @@ def bin_weights(
 def _samples(side, bins):
   """ceil(side / bins), at least 0, however a compiler divides."""
   n = jnp.ceil(side * (1 / bins))
-  n = n - ((n - 1) * bins >= side)
-  n = n + (n * bins < side)
+  n = jnp.where((n - 1) * bins >= side, n - 1, n)
+  n = jnp.where(n * bins < side, n + 1, n)
   return jnp.maximum(n, 0)
 
 
@@ -210,7 +210,7 @@ def _means(problem, features, boxes):
   plan, order = _make_plan(problem, boxes)
   bins, channels = problem.output_size, features[0].shape[-1]
   shape = (*plan.image.shape, bins, bins, channels)
-  out = sharding.vary_alike(jnp.zeros(shape), features, boxes)[0]
+  out = sharding.vary_alike(jnp.zeros(shape, jnp.float32), features, boxes)[0]
   for level, x in enumerate(features):
 
     def add(out, chunk, place, by_row, by_column, x=x):
@@ -252,7 +252,7 @@ def _spread(problem, to_out, boxes):
       )
       return _add_windows(to_x, tiles.reshape(n, *tile, channels), *place)
 
-    zeros = jnp.zeros((b, *like.shape[1:]))
+    zeros = jnp.zeros((b, *like.shape[1:]), jnp.float32)
     zeros = sharding.vary_alike(zeros, to_out, boxes)[0]
     to_x = _visit(problem, plan, level, add, zeros)
     results.append(to_x.astype(like.dtype))
@@ -269,7 +269,7 @@ def _make_plan(problem, boxes):
   level = levels_of(flat, len(problem.maps), problem.finest_side)
   scale = jnp.asarray([1 / s for s in problem.strides], jnp.float32)[level]
   x1, y1, x2, y2 = jnp.moveaxis(flat * scale[:, None] - 0.5, -1, 0)
-  sizes = jnp.asarray([x.shape[1:3] for x in problem.maps])[level]
+  sizes = jnp.asarray([x.shape[1:3] for x in problem.maps], jnp.int32)[level]
   top, tiles_high = _tiles(y1, y2, sizes[:, 0])
   left, tiles_wide = _tiles(x1, x2, sizes[:, 1])
   tiles = tiles_high * tiles_wide
@@ -284,9 +284,9 @@ def _make_plan(problem, boxes):
 
 def _tiles(start, stop, size):
   """First pixel that a segment may touch, and the number of its tiles."""
+  last = (size - 1).astype(start.dtype)
   first, last = (
-    jnp.clip(jnp.floor(x), 0, size - 1).astype(jnp.int32)
-    for x in (start, stop + 1)
+    jnp.clip(jnp.floor(x), 0, last).astype(jnp.int32) for x in (start, stop + 1)
   )
   count = (last - first) // jnp.minimum(_TILE, size) + 1
   return first, jnp.where(stop > start, count, 0)
@@ -334,7 +334,7 @@ def _tile_weights(bins, segment, first, tile, size):
   start = jnp.clip(begin, 0, size - side)
   pixels = jnp.arange(side)[None]
   # From the start of the tile, small numbers keep more digits of a fraction.
-  here = (x - start for x in segment)
+  here = (x - start.astype(x.dtype) for x in segment)
   weights = bin_weights(*here, bins, pixels, -start, size - 1 - start)
   # The last tile is moved into the map, over pixels of the one before.
   new = (pixels >= (begin - start)[:, None])[:, None]

@@ -100,6 +100,11 @@ class Segmentation(source_task.SourceTask):
     self._train_transform = transforms.train_transform(config.data)
 
   def _check_source(self, source):
+    if not hasattr(source, 'sizes'):
+      raise ValueError(
+        f'Data {self.config.data.name!r} has no label maps, which segmentation '
+        'needs: set data.name to ade20k, segmentation_folder or scenes.'
+      )
     if isinstance(source, sources.LabelFiles):
       report = label_audit.audit(source, limit=_AUDITED)
       report.check()

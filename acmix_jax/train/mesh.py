@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from acmix_jax.train import processes
+
 logger = logging.getLogger(__name__)
 
 # Arrays of fewer elements are replicated: a gather costs more than it saves.
@@ -65,7 +67,7 @@ def initialize_processes() -> None:
 def make_mesh(
   config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Mesh with the axes ('data', 'model').
+  """Mesh with the axes ('data', 'model'), over which processes are connected.
 
   Args:
     config: section `mesh` of a config: the sizes `data` (-1: all devices that
@@ -115,7 +117,27 @@ def make_mesh(
     mesh.devices.flat[0].device_kind,
     dict(mesh.shape),
   )
+  if jax.process_count() > 1:
+    _connect(mesh)
   return mesh
+
+
+def _connect(mesh: Mesh) -> None:
+  """Lets processes connect now, along each axis and all together.
+
+  jax connects them at the first computation that they share. On CPUs it waits
+  30 s for the last of them, and after a compilation of minutes some are later.
+  """
+  processes.wait_for_all()
+  shape = tuple(mesh.shape.values())
+  sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+  ones = jax.make_array_from_callback(
+    shape, sharding, lambda index: np.ones(shape, np.float32)[index]
+  )
+  sums = jax.jit(
+    lambda x: [x.sum(0), x.sum(1), x.sum()], out_shardings=replicated(mesh)
+  )
+  jax.block_until_ready(sums(ones))
 
 
 def _nearest_divisor(count: int, wanted: int) -> int:

@@ -1,6 +1,7 @@
 """What process 0 finds out for all processes, and how an error ends all."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,22 @@ _SAID = 'acmix_jax/said'
 # Where the service of jax.distributed notes that a process got SIGTERM.
 _PREEMPTION = 'RECEIVED_PREEMPTION_NOTICE'
 _POLL_SECONDS = 1
+_MEETING_SECONDS = 3600
+
+_meetings = itertools.count()
+
+
+def wait_for_all() -> None:
+  """Waits, without a computation, until all processes have called this.
+
+  They must call it equally often.
+
+  Raises:
+    jax.errors.JaxRuntimeError: one of them did not come within an hour.
+  """
+  distributed.global_state.client.wait_at_barrier(
+    f'acmix_jax/meeting/{next(_meetings)}', _MEETING_SECONDS * 1000
+  )
 
 
 def from_process_0(value: Any) -> Any:

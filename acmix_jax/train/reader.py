@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 import time
@@ -41,6 +42,8 @@ class Reader:
     self._requests, self._results = queue.SimpleQueue(), queue.SimpleQueue()
     self._others = set(multiprocessing.active_children())
     self._workers = set()
+    # Whether a child that has failed must be a worker.
+    self._starting = not _a_child_failed()
     threading.Thread(target=self._draw, name='batches', daemon=True).start()
 
   @property
@@ -90,6 +93,7 @@ class Reader:
           f'The input stalls: no batch for {said} s. Are all files in reach?'
         )
         said *= 2
+    self._starting = False
     if error is not None:
       raise error
     return batch
@@ -104,7 +108,11 @@ class Reader:
   def _a_worker_failed(self) -> bool:
     # Kept, as Python forgets a worker that ended once it is asked.
     self._workers.update(multiprocessing.active_children())
-    return any(worker.exitcode for worker in self._workers - self._others)
+    if any(worker.exitcode for worker in self._workers - self._others):
+      return True
+    # Python waits for a worker to read what it is sent, and does not list it
+    # before, also if it has ended: the pipe is open at both ends here.
+    return self._starting and _a_child_failed()
 
   def close(self) -> None:
     """Ends threads and workers, but for those that a file keeps waiting."""
@@ -113,3 +121,12 @@ class Reader:
     closing = threading.Thread(target=self._batches.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
+
+
+def _a_child_failed() -> bool:
+  """Whether a process that this one started has failed, and none has waited."""
+  try:
+    ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+  except (AttributeError, ChildProcessError):  # No such call; no children.
+    return False
+  return ended is not None and ended.si_status != 0

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from acmix_jax.tasks import segmentation
+from configs import ade20k
 from tests.tasks import tiny_segmentation
 
 
@@ -222,3 +223,12 @@ def test_labels_are_looked_at_before_the_first_step(data, caplog, tmp_path):
   task = _task(home, **{'model.num_classes': 2})
   with pytest.raises(ValueError, match=r'holds the labels 3, but 2 classes'):
     _ = task.steps_per_epoch
+
+
+def test_data_without_label_maps_is_named():
+  config = ade20k.semantic_fpn('resnet26')
+  config.model.num_classes = 10
+  config.data.name = 'digits'
+  task = segmentation.Segmentation(config)
+  with pytest.raises(ValueError, match="'digits' has no label maps"):
+    task.description('train')

@@ -94,6 +94,7 @@ def head_losses(
   class_losses = optax.sigmoid_binary_cross_entropy(
     logits[..., 0].astype(jnp.float32), samples.positive.astype(jnp.float32)
   )
+  deltas = deltas.astype(jnp.float32)
   box_losses = losses.smooth_l1(deltas - goals.deltas, beta)
   positives = samples.positive.sum(axis=1)
   negatives = samples.valid.sum(axis=1) - positives

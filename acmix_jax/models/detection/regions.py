@@ -131,7 +131,7 @@ def box_losses(
   boxes = jnp.where(positive, regions.boxes, jnp.array([0.0, 0, 1, 1]))
   goals = dense.take(truth.boxes, regions.index)
   goals = jnp.where(positive, goals, boxes)
-  deltas = of_class(deltas, regions.labels)
+  deltas = of_class(deltas, regions.labels).astype(jnp.float32)
   if kind == 'l1':
     errors = losses.smooth_l1(deltas - box_ops.encode(boxes, goals, stds), 0.0)
   else:
@@ -146,7 +146,7 @@ def box_losses(
     for name, x, rows in (
       ('loss_cls', cross_entropy, regions.valid),
       ('loss_bbox', errors, regions.positive),
-      ('acc', 100.0 * hits, regions.valid),
+      ('acc', jnp.where(hits, 100.0, 0.0), regions.valid),
     )
   }
 

@@ -130,7 +130,8 @@ class RetinaNet(detector.Detector, kw_only=True):
     )
     logits = jnp.concatenate(outputs.logits, axis=1)
     class_losses = losses.focal(logits, targets.labels)
-    errors = jnp.concatenate(outputs.deltas, axis=1) - targets.deltas
+    deltas = jnp.concatenate(outputs.deltas, axis=1).astype(jnp.float32)
+    errors = deltas - targets.deltas
     box_losses = losses.smooth_l1(errors, beta=0.0)
     count = jnp.maximum(targets.positive.sum(axis=1), 1)
     sums = {

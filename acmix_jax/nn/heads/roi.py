@@ -89,7 +89,8 @@ def _normalise(norm, x, valid, train):
   moments = _moments(x, valid) if norm.uses_batch(train) else None
   factor, offset = norm.affine(x.shape[-1], moments)
   per_map = (1, 1, 1, x.shape[-1])
-  y = x * factor.reshape(per_map) + offset.reshape(per_map)
+  y = x.astype(jnp.float32) * factor.reshape(per_map)
+  y += offset.reshape(per_map)
   return y.astype(x.dtype)
 
 
@@ -98,6 +99,7 @@ def _moments(x, valid) -> layers.Moments:
   if valid is None:
     return layers.batch_moments(x)
   x = x.astype(jnp.float32)
+  valid = valid.astype(jnp.float32)
   regions = jnp.maximum(valid.sum(), 1)
   weights = (valid / regions)[:, None]
   mean, square = (
