@@ -70,10 +70,9 @@ def roi_align(
   Sums are kept in float32. Boxes get no gradient. Images are split over the
   devices of the mesh in context, see `sharding.split_images`.
 
-  Differs: places of samples are counted from a tile, not from the edge of the
-  map, where float32 keeps fewer of their digits. For features near 1 of an
-  image of 800 x 1344 px, results were within 3e-6 of those in float64, and
-  torchvision's within 1e-4.
+  Places of samples are counted from the edge of the map, as in the sources, and
+  lose the same digits: for features near 1 of an image of 800 x 1344 px, those
+  in float32 are within 1e-4 of those in float64, as are torchvision's.
 
   Args:
     features: Maps of each level.
@@ -332,12 +331,10 @@ def _tile_weights(bins, segment, first, tile, size):
   side = min(_TILE, size)
   begin = first + tile * side
   start = jnp.clip(begin, 0, size - side)
-  pixels = jnp.arange(side)[None]
-  # From the start of the tile, small numbers keep more digits of a fraction.
-  here = (x - start.astype(x.dtype) for x in segment)
-  weights = bin_weights(*here, bins, pixels, -start, size - 1 - start)
+  pixels = start[:, None] + jnp.arange(side)[None]
+  weights = bin_weights(*segment, bins, pixels, 0, size - 1)
   # The last tile is moved into the map, over pixels of the one before.
-  new = (pixels >= (begin - start)[:, None])[:, None]
+  new = (pixels >= begin[:, None])[:, None]
   return start, jnp.where(new, weights, 0)
 
 

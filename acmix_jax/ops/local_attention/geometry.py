@@ -128,7 +128,7 @@ def relative_keys(
   k: Float[Array, 'b h w n d'], slopes: Float[Array, '2 d']
 ) -> Float[Array, 'b h w n d']:
   """The keys less their positions, scaled by d**-0.5, in at least float32."""
-  dtype = jnp.promote_types(k.dtype, jnp.float32)
+  dtype = jnp.float64 if k.dtype == jnp.float64 else jnp.float32
   places = jnp.asarray(_positions(k), dtype)
   position = jnp.matmul(places, slopes.astype(dtype), precision='highest')
   return (k.astype(dtype) - position[None, :, :, None]) * k.shape[-1] ** -0.5
