@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 
@@ -85,8 +86,8 @@ class Attention(nn.Module):
     self,
     projections: Projections,
     convolution: Convolution,
-    alpha: Float[Array, ''],
-    beta: Float[Array, ''],
+    alpha: ArrayLike,
+    beta: ArrayLike,
   ) -> Float[Array, 'b ho wo f'] | None:
     """Stage II of ACmix by one operator; None: there is none for both paths."""
     del projections, convolution, alpha, beta

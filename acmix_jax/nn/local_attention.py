@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from acmix_jax.nn import attention, checks, layers
@@ -80,8 +80,8 @@ class LocalAttention(attention.Attention):
     self,
     projections: attention.Projections,
     convolution: attention.Convolution,
-    alpha: Float[Array, ''],
-    beta: Float[Array, ''],
+    alpha: ArrayLike,
+    beta: ArrayLike,
   ) -> Float[Array, 'b ho wo f'] | None:
     """One operator reads the maps once, where both paths have a stride of 1."""
     q, k, v = projections.q, projections.k, projections.v
@@ -100,7 +100,7 @@ class LocalAttention(attention.Attention):
       *(q, k, v),
       self.position(*q.shape[1:3]),
       kernel.astype(v.dtype),
-      alpha,
+      jnp.asarray(alpha),
       kernel_size=self.kernel_size,
       dilation=self.dilation,
     )

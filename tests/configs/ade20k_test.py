@@ -26,7 +26,7 @@ RATES = json.loads(
 )
 
 
-@pytest.mark.parametrize('head', models.list_heads())
+@pytest.mark.parametrize('head', ['semantic_fpn', 'upernet'])
 @pytest.mark.parametrize('backbone', models.list_models())
 def test_fields_of_head_and_backbone_are_listed(head, backbone):
   config = importlib.import_module(f'configs.ade20k_{head}').get_config(

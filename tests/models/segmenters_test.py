@@ -25,6 +25,7 @@ PARAMETERS = {
   ('upernet', 'swin_tiny_acmix'): (27_882_252, 0, 31_497_366, 923_798),
   ('upernet', 'swin_small_acmix'): (49_577_424, 0, 31_497_366, 923_798),
 }
+SEGMENTERS = ('semantic_fpn', 'upernet')
 # Fields of small heads.
 SMALL = {
   'semantic_fpn': dict(neck_features=8, head_features=6),
@@ -93,7 +94,7 @@ def test_segmenters_equal_the_official_ones(head, backbone):
 @pytest.mark.parametrize('number', range(len(models_test.NAMES)))
 def test_any_size_gives_logits_of_a_quarter(number):
   backbone = models_test.NAMES[number]
-  head = models.list_heads()[number % 2]
+  head = SEGMENTERS[number % 2]
   model = acmix_jax.create_model(
     head, 3, backbone=backbone, stage_sizes=(1, 1, 1, 1)
   )
@@ -111,7 +112,7 @@ def test_any_size_gives_logits_of_a_quarter(number):
 
 def test_every_head_takes_every_backbone():
   assert len(models.list_models()) == 23
-  for head in models.list_heads():
+  for head in SEGMENTERS:
     for name in models.list_models():
       model = acmix_jax.create_model(head, backbone=name)
       backbone = models.make_backbone(name)
@@ -189,7 +190,7 @@ def test_a_name_is_a_classifier_or_a_head():
     acmix_jax.create_model('upernett', backbone='swin_tiny')
   with pytest.raises(ValueError, match='a classifier and takes no backbone'):
     acmix_jax.create_model('swin_tiny', backbone='swin_tiny')
-  assert models.list_heads() == ['semantic_fpn', 'upernet']
+  assert set(SEGMENTERS) < set(models.list_heads())
   assert not set(models.list_heads()) & set(models.list_models())
 
 

@@ -229,7 +229,7 @@ def test_without_enable_the_forms_of_xla_serve():
     ValueError, match=r'enable\(\) has not been called. These'
   ):
     attend(*[inputs[0]] * 3)
-  with pytest.raises(ValueError, match="These can: 'auto', 'channels', 'grou"):
+  with pytest.raises(ValueError, match="These can: 'auto', 'pallas', 'chan"):
     convolve([inputs[0]] * 3, *inputs[1:])
 
 
