@@ -30,8 +30,8 @@ def _at_step(monkeypatch, step, action):
   """Does something right after an update."""
   add, updates = metrics_window.Window.add, itertools.count(1)
 
-  def replacement(self, *step):
-    add(self, *step)
+  def replacement(self, *update):
+    add(self, *update)
     if next(updates) == step:
       action()
 
@@ -269,7 +269,7 @@ def test_moving_average_is_what_is_evaluated(tmp_path, capsys):
     ({'train.num_steps': 0, 'train.num_epochs': 0}, 'num_steps or'),
     ({'train.log_every_steps': 0}, 'log_every_steps=0 must be >= 1'),
     ({'train.ema_decay': 1.5}, 'ema_decay=1.5 must be at least 0 and below'),
-    ({'task': 'detect'}, "task 'detect' is unknown. Known: classification"),
+    ({'task': 'detect'}, "task 'detect' is unknown. Did you mean 'detection'"),
     ({'optim.name': 'lamb'}, "optim.name 'lamb' is unknown"),
     ({'optim.momentum': 1.0}, 'optim.momentum=1.0 must be in'),
     ({'optim.groups.frozen.pattern': 'stem'}, "frozen.pattern='stem' matches"),
