@@ -190,7 +190,7 @@ def attend(
   of float32 are as precise as jax_default_matmul_precision says.
 
   Several devices share the images if `jax.set_mesh` names their mesh; jax
-  refuses to lower the kernels otherwise (and issue 38196, to split them).
+  refuses to lower the kernels otherwise.
 
   Args:
     problem: Sizes of the arrays and the window.
