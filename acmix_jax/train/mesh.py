@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from acmix_jax.train import processes
@@ -103,13 +104,12 @@ def make_mesh(
       f'mesh.data={data} * mesh.model={model} leaves some of the {count} '
       f'devices of {jax.process_count()} processes unused; set mesh.data=-1.'
     )
-  # jax.make_mesh makes Explicit axes by default; jit partitioning needs Auto.
-  mesh = jax.make_mesh(
-    (data, model),
-    ('data', 'model'),
-    axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=devices[: data * model],
+  # jax.make_mesh splits no axis of the chips' grid on some generations.
+  grid = mesh_utils.create_device_mesh(
+    (data, model), devices[: data * model], allow_split_physical_axes=True
   )
+  # jax's default is Explicit axes; jit partitioning needs Auto.
+  mesh = Mesh(grid, ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
   logger.info(
     '%d processes, %d devices (%s), mesh %s.',
     jax.process_count(),
