@@ -104,12 +104,11 @@ class WindowAttention(attention.Attention):
     if self.attend_padding:
       size = projections.q.shape[1:3]
     out = shifted_windows.window_attention(
-      projections.q,
-      projections.k,
-      projections.v,
+      projections.stacked,
       shifted_windows.relative_bias(self.bias, self.window_size),
-      self._regions(size, projections.shift),
       window_size=self.window_size,
+      size=size,
+      shift=projections.shift,
     )
     return self.out(out.reshape(*out.shape[:3], self.features))
 
@@ -117,15 +116,14 @@ class WindowAttention(attention.Attention):
     self, projections: WindowProjections
   ) -> attention.ConvolutionMaps:
     """All maps in the one array that they are slices of, zero in padding."""
-    regions = self._regions(projections.size, projections.shift)
+    regions = shifted_windows.shift_regions(
+      *projections.size, self.window_size, projections.shift
+    )
     if regions is None or regions.min() >= 0:
       return attention.ConvolutionMaps([projections.stacked])
     valid = regions >= 0
     stacked = jnp.where(valid[None, :, :, None, None], projections.stacked, 0)
     return attention.ConvolutionMaps([stacked], valid)
-
-  def _regions(self, size, shift):
-    return shifted_windows.shift_regions(*size, self.window_size, shift)
 
 
 class ShiftedWindows(nn.Module):

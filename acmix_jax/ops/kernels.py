@@ -64,6 +64,45 @@ def repeat(count: Any, body: Callable[[Any], None]):
   lax.fori_loop(first, count, turn, None)
 
 
+def spread_heads(x: Float[Array, 'm c'], depth: int) -> Float[Array, '_ c']:
+  """[m, heads * d] -> [heads * m, heads * d], zero in other heads' lanes."""
+  return jnp.concatenate(
+    [jnp.where(own, x, 0) for own in _own_lanes(x.shape, depth)]
+  )
+
+
+def collect_heads(x: Float[Array, '_ c'], depth: int) -> Float[Array, 'm c']:
+  """[heads * m, heads * d] -> [m, heads * d]: each head's lanes of its rows."""
+  x = x.reshape(x.shape[1] // depth, -1, x.shape[1])
+  masks = _own_lanes(x.shape[1:], depth)
+  return sum(jnp.where(own, x[i], 0) for i, own in enumerate(masks))
+
+
+def _own_lanes(shape, depth: int):
+  """Masks of the lanes of each head."""
+  lane = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+  return [
+    (lane >= first) & (lane < first + depth)
+    for first in range(0, shape[-1], depth)
+  ]
+
+
+def groups_of_heads(heads: int, depth: int) -> list[slice]:
+  """Lanes of whole heads that one product takes: a register, if possible."""
+  channels = size = heads * depth
+  if LANES % depth == 0 or depth % LANES == 0:
+    size = max(LANES, depth)
+  return [
+    slice(first, min(first + size, channels))
+    for first in range(0, channels, size)
+  ]
+
+
+def parts_of(images: int) -> int:
+  """Halves of the images, for chips of two cores."""
+  return 2 - images % 2
+
+
 def round_up(size: int, multiple: int) -> int:
   """The next multiple."""
   return -(-size // multiple) * multiple

@@ -289,7 +289,7 @@ def _call(kernel, static, maps, shared, *, outputs, sums, **options):
   slopes, taps, alpha = shared
   constants = attention_kernel.make_constants(plan.attention, slopes)
   constants.append(convolution_kernel.merge_taps(taps))
-  parts = convolution_kernel.parts_of(len(maps[0]))
+  parts = kernels.parts_of(len(maps[0]))
   each = len(maps[0]) // parts
   block = pl.BlockSpec(
     (1, *plan.shape), lambda part, i: (part * each + i, 0, 0, 0)

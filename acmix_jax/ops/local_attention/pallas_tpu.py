@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
@@ -25,29 +24,6 @@ from acmix_jax.ops import derivatives, kernels, sharding
 from acmix_jax.ops.local_attention import geometry, tiles, tpu_band, tpu_plan
 
 _dot = kernels.dot
-
-
-def _own_lanes(shape, depth: int):
-  """Masks of the lanes of each head."""
-  lane = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-  return [
-    (lane >= first) & (lane < first + depth)
-    for first in range(0, shape[-1], depth)
-  ]
-
-
-def _spread(x: jax.Array, depth: int) -> jax.Array:
-  """[m, heads * d] -> [heads * m, heads * d], zero in other heads' lanes."""
-  return jnp.concatenate(
-    [jnp.where(own, x, 0) for own in _own_lanes(x.shape, depth)]
-  )
-
-
-def _collect(x: jax.Array, depth: int) -> jax.Array:
-  """[heads * m, heads * d] -> [m, heads * d]: each head's lanes of its rows."""
-  x = x.reshape(x.shape[1] // depth, -1, x.shape[1])
-  masks = _own_lanes(x.shape[1:], depth)
-  return sum(jnp.where(own, x[i], 0) for i, own in enumerate(masks))
 
 
 def _softmax(logits, log_counts):
@@ -84,12 +60,16 @@ def attend_block(plan: tpu_plan.Plan, inputs: Inputs, block, write):
   def attend_band(band):
     log_counts = band.log_counts(inputs.rows, inputs.columns)
     for lanes in plan.groups:
-      q = _spread(band.read_queries(inputs.q, lanes), plan.problem.depth)
+      q = kernels.spread_heads(
+        band.read_queries(inputs.q, lanes), plan.problem.depth
+      )
       keys = band.read_keys(inputs.k, inputs.slopes, lanes)
       logits = sum(_dot(q, k, 1, 1) for k in keys)
       weights = _softmax(logits, log_counts).astype(inputs.v.dtype)
       out = _dot(weights, band.read_values(inputs.v, lanes), 1, 0)
-      out = _collect(out, plan.problem.depth).reshape(*plan.band, -1)
+      out = kernels.collect_heads(out, plan.problem.depth).reshape(
+        *plan.band, -1
+      )
       write(band.queries(lanes), out)
 
   tpu_band.for_each_band(plan, block, attend_band)
@@ -104,8 +84,8 @@ def differentiate_block(
   def differentiate_band(band):
     log_counts = band.log_counts(inputs.rows, inputs.columns)
     for lanes in plan.groups:
-      q = _spread(band.read_queries(inputs.q, lanes), depth)
-      dout = _spread(band.read_queries(dout_ref, lanes), depth)
+      q = kernels.spread_heads(band.read_queries(inputs.q, lanes), depth)
+      dout = kernels.spread_heads(band.read_queries(dout_ref, lanes), depth)
       keys = band.read_keys(inputs.k, inputs.slopes, lanes)
       v = band.read_values(inputs.v, lanes)
       logits = sum(_dot(q, k, 1, 1) for k in keys)
@@ -113,7 +93,9 @@ def differentiate_block(
       dweights = _dot(dout, v, 1, 1)
       mean = (weights * dweights).sum(-1, keepdims=True)
       dlogits = (weights * (dweights - mean)).astype(q.dtype)
-      dq = _collect(sum(_dot(dlogits, k, 1, 0) for k in keys), depth)
+      dq = kernels.collect_heads(
+        sum(_dot(dlogits, k, 1, 0) for k in keys), depth
+      )
       write(band.queries(lanes), dq.reshape(*plan.band, -1))
       index = band.keys(plan.first_summed(block), lanes)
       shape = (*plan.span, -1)

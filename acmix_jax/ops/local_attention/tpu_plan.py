@@ -96,13 +96,7 @@ class Plan(NamedTuple):
   @property
   def groups(self) -> list[slice]:
     """Lanes of whole heads that one product takes: a register, if possible."""
-    depth, size, lanes = self.problem.depth, self.channels, kernels.LANES
-    if lanes % depth == 0 or depth % lanes == 0:
-      size = max(lanes, depth)
-    return [
-      slice(first, min(first + size, self.channels))
-      for first in range(0, self.channels, size)
-    ]
+    return kernels.groups_of_heads(self.problem.heads, self.problem.depth)
 
   def first_keys(self, band, axis: int):
     """First row (axis 0) or column (1) of keys of the band of that number."""

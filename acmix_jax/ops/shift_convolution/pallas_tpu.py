@@ -253,7 +253,7 @@ def _backward(static, inputs, _, dout):
     images = len(dout)
     merged = [_merge_maps(x) for x in maps]
     taps = merge_taps(kernel)
-    parts = parts_of(images)
+    parts = kernels.parts_of(images)
     blocks = [_block_spec(images, side, x.shape[3:]) for x in merged]
     *dmaps, dkernel = kernels.call(
       functools.partial(_backward_kernel, plan=plan),
@@ -301,13 +301,8 @@ def merge_taps(x: jax.Array) -> jax.Array:
   return x.reshape(-1, *x.shape[2:])
 
 
-def parts_of(images: int) -> int:
-  """Halves of the images, for chips of two cores."""
-  return 2 - images % 2
-
-
 def _image(images, part, i):
-  return part * (images // parts_of(images)) + i
+  return part * (images // kernels.parts_of(images)) + i
 
 
 def _block_spec(images: int, side: tpu_plan.Side, channels):
@@ -346,7 +341,7 @@ def _parameters(
   plan: tpu_plan.Plan, images: int, *, products: int, maps: int, outputs: int
 ):
   """Grid, compiler parameters and cost of a call on so many of each."""
-  parts = parts_of(images)
+  parts = kernels.parts_of(images)
   return dict(
     grid=(parts, images // parts, plan.blocks),
     cost_estimate=plan.cost(images, products, maps, outputs),

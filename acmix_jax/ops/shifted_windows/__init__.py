@@ -1,0 +1,15 @@
+"""Windows that tile a map: Swin's attention, its bias, shift and padding."""
+
+from acmix_jax.ops.shifted_windows.api import (
+  IMPLEMENTATIONS,
+  relative_bias,
+  window_attention,
+)
+from acmix_jax.ops.shifted_windows.geometry import shift_regions
+
+__all__ = [
+  'IMPLEMENTATIONS',
+  'relative_bias',
+  'shift_regions',
+  'window_attention',
+]
