@@ -6,6 +6,7 @@ Source: mmdetection 2.28 MaxIoUAssigner.
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
@@ -95,6 +96,7 @@ def match(
   return sharding.split_images(run, *arrays, truths_valid, valid)
 
 
+@jax.named_scope('matching')
 def _match(thresholds, candidates, truths, truths_valid, valid):
   """`match` of the images of one device."""
 

@@ -99,6 +99,7 @@ def batched_nms(
   return nms(boxes + offsets[..., None], scores, valid, threshold, most)
 
 
+@jax.named_scope('nms')
 def _greedy(boxes, scores, valid, threshold, most):
   """`nms` of the images of one device."""
   b, n, _ = boxes.shape

@@ -205,6 +205,7 @@ def _align_backward(problem, boxes, to_out):
 _align.defvjp(_align_forward, _align_backward)
 
 
+@jax.named_scope('roi_align')
 def _means(problem, features, boxes):
   plan, order = _make_plan(problem, boxes)
   bins, channels = problem.output_size, features[0].shape[-1]
@@ -229,6 +230,7 @@ def _means(problem, features, boxes):
   return out.astype(features[0].dtype)
 
 
+@jax.named_scope('roi_align')
 def _spread(problem, to_out, boxes):
   """The transpose of `_means` in the features."""
   plan, order = _make_plan(problem, boxes)
