@@ -14,6 +14,7 @@ once and on-chip memory like any other.
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from acmix_jax.nn import acmix
+from acmix_jax.nn import acmix, window_attention
 from acmix_jax.nn import local_attention as nn_attention
 from acmix_jax.ops import local_attention
 from acmix_jax.tools.aot import compilation, hlo
@@ -31,6 +32,8 @@ from benchmarks import harness
 
 _HEADS = 4
 _KERNEL_SIZE = 7
+# Channels of a head of Swin.
+_WINDOW_HEAD = 32
 # Side, or rows and columns, and channels.
 _MAPS = ('56x64', '28x128', '14x256', '7x512')
 _HEADER = (
@@ -58,11 +61,24 @@ def _acmix(channels, dtype):
   return acmix.ACmix(channels, _HEADS, _KERNEL_SIZE, dtype=dtype)
 
 
+def _window_layer(operator, channels, dtype):
+  """A layer of Swin, with shifted windows."""
+  attention = window_attention.WindowAttention(
+    channels, channels // _WINDOW_HEAD, dtype=dtype, parent=None
+  )
+  layer = acmix.make_operator(
+    operator, attention, use_fc_bias=True, dtype=dtype
+  )
+  return window_attention.ShiftedWindows(layer, shifted=True)
+
+
 # (channels, dtype) -> module.
 _LAYERS = {
   'convolution': _convolution,
   'attention': _attention,
   'acmix': _acmix,
+  'window_attention': functools.partial(_window_layer, 'attention'),
+  'window_acmix': functools.partial(_window_layer, 'acmix'),
 }
 
 
