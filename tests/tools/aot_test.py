@@ -175,6 +175,7 @@ def test_the_report_names_the_canvas():
     flops=0,
     moved_bytes=0,
     recomputed=0,
+    dynamic_loops=3,
     collectives={},
     compile_seconds=1.0,
     advice=[],
@@ -182,6 +183,7 @@ def test_the_report_names_the_canvas():
   text = roofline.as_text(report)
   assert 'batch        image 64x256x192x3, label 64\n' in text
   assert 'DOES NOT FIT 17.00 GiB of 15.75 GiB' in text
+  assert 'loops        3 whose length the data decide' in text
 
 
 def test_what_the_compiler_lacks_is_read_from_its_message():
@@ -206,15 +208,33 @@ def test_a_small_model_fits_a_pod_of_four(capsys):
 
 
 @needs_compiler
-@pytest.mark.parametrize('topology', ['v5e:3x5', 'v99:2x2', 'v3:2x2'])
-def test_an_unknown_topology_is_answered(topology, capsys):
-  arguments = [DIGITS, f'--topology={topology}']
-  assert aot.main(arguments) == 2
-  assert 'v5e:16x16' in capsys.readouterr().err
+@pytest.mark.parametrize(
+  ('topology', 'message'),
+  [
+    ('v5e:3x5', 'v5e:16x16'),
+    ('v99:2x2', 'v5e:16x16'),
+    ('v2:2x2', "Device 'TPU v2' is unknown"),
+  ],
+)
+def test_an_unknown_topology_is_answered(topology, message, capsys):
+  assert aot.main([DIGITS, f'--topology={topology}']) == 2
+  assert message in capsys.readouterr().err
 
 
 @needs_compiler
-def test_a_chip_of_two_cores_is_one_device():
-  devices = compilation.topology_devices('v4:2x2x1')
-  assert len(devices) == 4
+@pytest.mark.parametrize(
+  ('topology', 'count'), [('v4:2x2x1', 4), ('v3:2x2', 8), ('tpu7x:2x2x1', 8)]
+)
+def test_cores_are_devices_unless_they_can_be_one(topology, count):
+  devices = compilation.topology_devices(topology)
+  assert len(devices) == count
   assert devices[0].device_kind in roofline.CHIPS
+
+
+@needs_compiler
+@pytest.mark.parametrize('topology', ['v6e:16x16', 'v3:4x4', 'v4:2x2x2'])
+def test_groups_of_devices_need_not_fill_an_axis_of_chips(topology):
+  devices = compilation.topology_devices(topology)
+  config = ml_collections.ConfigDict({'data': -1, 'model': 4})
+  mesh = mesh_lib.make_mesh(config, devices)
+  assert dict(mesh.shape) == {'data': len(devices) // 4, 'model': 4}

@@ -1,5 +1,6 @@
 """Compilation of an update for devices that need not be there."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -51,15 +52,15 @@ def topology_devices(topology: str) -> list[jax.Device]:
   jax.config.update('jax_platforms', 'cpu')
   try:
     devices = _describe(topology)
-    if any(device.core_on_chip for device in devices):
-      # Of v4 the two cores of a chip can be one device, as they are on a pod.
-      devices = _describe(topology, chip_config_name='megacore')
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
       f'topology={topology!r}: {error}; v5e:2x2, v5e:16x16, v4:2x2x1, '
-      'v5p:2x2x1 and v6e:4x4 exist, for example. Chips whose cores are devices '
-      '(v2, v3) are not among those whose peaks are known.'
+      'v5p:2x2x1, v6e:4x4 and tpu7x:2x2x1 exist, for example.'
     ) from error
+  if any(device.core_on_chip for device in devices):
+    # Of v4 the two cores of a chip are one device, as they are on a pod.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      devices = _describe(topology, chip_config_name='megacore')
   return devices
 
 
@@ -144,6 +145,7 @@ def _compile(training, batch, topology, chip, by_operation):
       flops=0,
       moved_bytes=0,
       recomputed=0,
+      dynamic_loops=0,
       collectives={},
       compile_seconds=time.perf_counter() - start,
       advice=advise(config, mesh),
@@ -159,6 +161,7 @@ def _compile(training, batch, topology, chip, by_operation):
     flops=compiled.cost_analysis()['flops'] + program.flops_of_repetition(),
     moved_bytes=program.moved_bytes(),
     recomputed=program.recomputed(),
+    dynamic_loops=program.loops.count(None),
     collectives=program.collectives(),
     compile_seconds=seconds,
     advice=[] if fits else advise(config, mesh),

@@ -115,7 +115,8 @@ class Program:
   """A compiled program for one device.
 
   Attributes:
-    loops: Number of turns of each loop, in the order of the text.
+    loops: Number of turns of each loop, in the order of the text; None where
+      the data decide, which counts as one.
   """
 
   def __init__(self, text: str):
@@ -214,15 +215,15 @@ class Program:
         turns = self._turns(instruction)
         self.loops.append(turns)
         body = re.search(r'body=%?([\w.-]+)', instruction.text)[1]
-        yield from self._walk(body, times * turns, fused)
+        yield from self._walk(body, times * (turns or 1), fused)
         continue
       inside = fused or instruction.opcode not in ('call', 'conditional')
       for called in _CALLED.findall(instruction.text):
         for inner in re.findall(r'[\w.-]+', called):
           yield from self._walk(inner, times, inside)
 
-  def _turns(self, loop: Instruction) -> int:
-    """Turns of a loop that counts from 0 to a constant, else 1."""
+  def _turns(self, loop: Instruction) -> int | None:
+    """Turns of a loop that counts from 0 to a constant, else None."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
       return int(known[1])
@@ -233,7 +234,7 @@ class Program:
       if instruction.opcode == 'constant'
       and (match := re.match(r'(\d+)\)', instruction.text))
     ]
-    return limits[0] if len(limits) == 1 else 1
+    return limits[0] if len(limits) == 1 else None
 
   def _bytes(self, computation: Computation, instruction: Instruction) -> int:
     opcode, results, operands, text = instruction

@@ -26,13 +26,16 @@ class Chip(NamedTuple):
   memory: float
 
 
-# By kind of device, from cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Memory
-# is what the compiler of libtpu 0.0.42.1 names when a program exceeds it.
+# By kind of device, from cloud.google.com/tpu/docs/v3, v4, v5e, v5p, v6e and
+# tpu7x. Memory is what the compiler of libtpu 0.0.42.1 names when a program
+# exceeds it. Of v3 and TPU7x each core is a device, with half of the peaks.
 CHIPS = {
+  'TPU v3': Chip('v3 core', 61.5e12, 450e9, 15.48 * _GIB),
   'TPU v4': Chip('v4', 275e12, 1228e9, 30.75 * _GIB),
   'TPU v5 lite': Chip('v5e', 197e12, 819e9, 15.75 * _GIB),
   'TPU v5': Chip('v5p', 459e12, 2765e9, 95.74 * _GIB),
   'TPU v6 lite': Chip('v6e', 918e12, 1640e9, 31.25 * _GIB),
+  'TPU7x': Chip('TPU7x core', 1153.5e12, 3690e9, 94.75 * _GIB),
 }
 
 
@@ -75,6 +78,8 @@ class Report:
     flops: Flops of products and kernels.
     moved_bytes: Bytes moved to and from the main memory.
     recomputed: Number of results that the compiler makes twice to save memory.
+    dynamic_loops: Number of loops whose length the data decide: they count as
+      one turn.
     collectives: Exchanges with other devices, by kind.
     compile_seconds: Time of tracing and compiling on this machine.
     advice: Fields to change if the update does not fit.
@@ -93,6 +98,7 @@ class Report:
   flops: float
   moved_bytes: int
   recomputed: int
+  dynamic_loops: int
   collectives: dict[str, hlo.Collective]
   compile_seconds: float
   advice: list[str]
@@ -171,6 +177,11 @@ def as_text(report: Report) -> str:
     lines.append(
       f'tight        the compiler makes {report.recomputed} results twice to '
       'make it fit'
+    )
+  if report.dynamic_loops:
+    lines.append(
+      f'loops        {report.dynamic_loops} whose length the data decide count '
+      'as one turn'
     )
   if report.operations:
     lines.append('  memory ms  products ms  times  operation')
