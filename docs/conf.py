@@ -20,6 +20,8 @@ extensions = [
   'sphinx.ext.autosummary',
   'sphinx.ext.napoleon',
 ]
+# Quotes are those of Python.
+smartquotes = False
 # Headings that a link may name, as on GitHub.
 myst_heading_anchors = 3
 
