@@ -20,7 +20,7 @@ extensions = [
   'sphinx.ext.autosummary',
   'sphinx.ext.napoleon',
 ]
-# Quotes are those of Python.
+# Quotes and dashes are those of programs.
 smartquotes = False
 # Headings that a link may name, as on GitHub.
 myst_heading_anchors = 3
@@ -44,9 +44,9 @@ autodoc_member_order = 'bysource'
 autodoc_default_options = {
   'members': True,
   'special-members': '__call__',
-  # Of Linen; and dtypes, which are classes: as the default of a field one is
+  # Of flax; and dtypes, which are classes: as the default of a field one is
   # taken for a member.
-  'exclude-members': 'setup, dtype, param_dtype',
+  'exclude-members': 'setup, replace, dtype, param_dtype',
 }
 autoclass_content = 'both'
 autodoc_typehints = 'description'
@@ -135,6 +135,13 @@ def _shorten_defaults(app, kind, name, obj, options, signature, returns):
   return signature, returns
 
 
+def _draw_dashes(app, document):
+  """Dashes of Sphinx's own, between a name and its description."""
+  for text in list(document.findall(nodes.Text)):
+    if text == ' -- ':
+      text.parent.replace(text, nodes.Text(' \N{EN DASH} '))
+
+
 def setup(app):
   """Connects the functions above."""
   for field in python.PyObject.doc_field_types:
@@ -146,4 +153,5 @@ def setup(app):
   app.connect('object-description-transform', _shorten_types, priority=400)
   app.connect('autodoc-process-signature', _shorten_defaults)
   app.connect('autodoc-skip-member', _skip)
+  app.connect('doctree-read', _draw_dashes)
   return {'parallel_read_safe': True}
