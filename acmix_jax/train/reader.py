@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 _STALL_SECONDS = 30
 # How long a worker that ended may still owe its error, or its batch.
 _OWING_SECONDS = 5
-# How long threads and workers may take to end by themselves.
+# How long threads and workers may take to end by themselves, and once killed.
 _CLOSE_SECONDS = 5
-_KILLED_SECONDS = 1
+_KILLED_SECONDS = 5
 
 
 class Reader:

@@ -235,6 +235,7 @@ with preemption.Preemption() as stop:
   except preemption.StopRequested:
     batches.close()
 print(time.monotonic() - start, flush=True)
+time.sleep(0.5)  # A thread of grain frees the memory.
 """
 
 
@@ -245,6 +246,6 @@ def test_a_stalled_worker_is_ended_without_a_word():
     stderr=subprocess.PIPE,
     text=True,
   )
-  assert float(process.stdout.readline()) < 10
-  _, errors = process.communicate(timeout=10)
+  assert float(process.stdout.readline()) < 15
+  _, errors = process.communicate(timeout=15)
   assert not errors
