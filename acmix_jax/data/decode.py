@@ -96,11 +96,11 @@ def decode(encoded: bytes) -> np.ndarray:
   return _decode_any(encoded)
 
 
-def read_size(file: str | BinaryIO) -> tuple[int, int]:
+def read_size(file: BinaryIO) -> tuple[int, int]:
   """Height and width of an image, from its header alone.
 
   Args:
-    file: path of a file, or an open one.
+    file: an open file.
 
   Raises:
     DecodeError: the file is of no known format, or its header damaged.

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from acmix_jax import lookup
 from acmix_jax.models import classifier, detection, segmenters
 from acmix_jax.models.backbones import backbone, pvt, resnet, san, swin
+from acmix_jax.nn import checks
 
 
 class _Family(NamedTuple):
@@ -212,8 +213,11 @@ def create_model(
 
   Raises:
     KeyError: No model or backbone has that name.
-    ValueError: A field is unknown, or the backbone is missing or one too many.
+    ValueError: A field is unknown, there are no classes, or the backbone is
+      missing or one too many.
   """
+  if num_classes is not None:
+    checks.check_counts(name, num_classes=num_classes)
   if name in _HEADS:
     return _create_dense(name, num_classes, dtype, backbone, overrides)
   row = lookup.find({**_MODELS, **_HEADS}, name, 'Model')
