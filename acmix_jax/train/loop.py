@@ -123,7 +123,7 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
           with log.clock_paused(step):
             if eval_owed:
               metrics = evaluated = evaluate.evaluate(
-                training, *state.evaluated(), stop
+                training, *state.evaluated(), stop, workdir
               )
               log.eval(step, evaluated)
             # An evaluated state is always saved, so that the best one is
