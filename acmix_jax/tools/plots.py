@@ -30,6 +30,8 @@ Series = dict[str, list[tuple[int, float]]]
 _SCORES = ('top1', 'top5', 'mean_iou', 'box_ap', 'box_ap50', 'mask_ap')
 # Classes of which a legend has room for the names.
 _MOST_NAMES = 20
+# Where a legend hides no curve.
+_BESIDE = dict(bbox_to_anchor=(1, 1), loc='upper left', fontsize='small')
 _ALPHA = re.compile(r'params/(.+)/alpha')
 
 
@@ -217,14 +219,14 @@ def draw_precision(
       color = (share, 0.2, 0.6)
       over_overlaps.plot(coco.RECALLS, line, color=color, label=label)
     over_overlaps.set_title(f'{kind}: mean of the classes')
-    over_overlaps.legend(title='overlap: AP', fontsize='small')
+    over_overlaps.legend(title='overlap: AP', **_BESIDE)
     for label in np.flatnonzero(known):
       over_classes.plot(
         coco.RECALLS, values[0, :, label], label=class_names[label]
       )
     over_classes.set_title(f'{kind}: each class at {coco.OVERLAPS[0]:.2f}')
     if known.sum() <= _MOST_NAMES:
-      over_classes.legend(fontsize='small')
+      over_classes.legend(**_BESIDE)
   for axis in panels.flat:
     axis.set(xlabel='recall', ylabel='precision', ylim=(-0.02, 1.02))
   return figure
