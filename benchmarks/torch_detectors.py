@@ -1,9 +1,10 @@
 """Work of torchvision, the peer of our detectors, for `torch_peers`.
 
 Its RetinaNet and Mask R-CNN have the heads, anchors, samples and frozen layers
-of ours, but for what a detector of it is made of: RoIAlign takes four samples a
-bin, masks are computed for as many regions as are objects, not for a fixed
-number, and 2,000 proposals are kept, not 1,000.
+of ours. They differ in that RoIAlign takes four samples a bin and that 2,000
+proposals are kept, not 1,000. Masks are computed for the regions on objects
+alone, which are few before anything is learnt: proposals around the objects are
+added, so that they are a quarter of all regions, as many as ours always has.
 """
 
 from collections.abc import Callable
@@ -71,6 +72,14 @@ def on_batch(o) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
     torch.rand(3, height, width, device=o.device) for _ in range(o.batch)
   ]
   targets = [_target(boxes, o) for boxes in o.objects]
+  if o.model == 'mask_rcnn':
+    near = [_around(target['boxes']) for target in targets]
+    net.rpn.register_forward_hook(
+      lambda _, __, output: (
+        [torch.cat(pair) for pair in zip(output[0], near, strict=True)],
+        output[1],
+      )
+    )
   return net, lambda: sum(net(images, targets).values())
 
 
@@ -85,6 +94,13 @@ def _target(boxes, o) -> dict[str, torch.Tensor]:
     'masks': masks,
   }
   return {key: x.to(o.device) for key, x in target.items()}
+
+
+def _around(boxes: torch.Tensor) -> torch.Tensor:
+  """A hundred boxes around each of some boxes."""
+  boxes = boxes.repeat(100, 1)
+  sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+  return boxes + 0.03 * sides * torch.randn_like(boxes)
 
 
 def _mask_rcnn(o, **sizes) -> nn.Module:
