@@ -179,7 +179,7 @@ def _shardings(shapes: Any) -> Any:
 
 
 def said(what: str, function: Callable) -> Callable:
-  """`function(..., batch)`, which logs that it is compiled when it is traced."""
+  """`function(..., batch)`, which logs its compilation when it is traced."""
 
   @functools.wraps(function)
   def run(*args):
