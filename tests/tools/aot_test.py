@@ -184,6 +184,32 @@ def test_the_report_names_the_canvas():
   assert 'loops        3 whose length the data decide' in text
 
 
+def test_the_report_says_what_share_of_its_bound_was_reached():
+  chip = roofline.CHIPS['TPU v4']
+  report = roofline.Report(
+    model='resnet50',
+    topology='v4:2x2x2',
+    mesh={'data': 8, 'model': 1},
+    chip=chip,
+    batch={'image': (16, 8, 8, 3)},
+    images=100,
+    memory=roofline.Memory(0, 0, 0, 0),
+    needed=0,
+    fits=True,
+    flops=0,
+    moved_bytes=round(chip.bandwidth),
+    recomputed=0,
+    dynamic_loops=0,
+    collectives={},
+    compile_seconds=1.0,
+    advice=[],
+  )
+  text = roofline.as_text(report)
+  assert 'at most 800 images/s' in text
+  assert 'expect       about 545 images/s, 68% of that' in text
+  assert '3,478 of 5,104 images/s and chip' in text
+
+
 def test_what_the_compiler_lacks_is_read_from_its_message():
   message = 'Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded by 5.75G.'
   assert compilation._exhausted(message) == 21.5 * 2**30

@@ -13,6 +13,8 @@ that the update does not fit; the fields to change are printed then.
 The bound is the greater of two times: that of the products at the peak of
 bfloat16, and that of the bytes at the bandwidth of the memory. Neither the
 links between chips nor latencies are modelled: a real update takes longer.
+What to expect is the share of its bound that a published training reached. A
+loop whose length the data decide, as in NMS and RoIAlign, counts as one turn.
 """
 
 import argparse
