@@ -38,6 +38,9 @@ class SourceTask:
 
   def _check_training(self):
     """Raises a ValueError for a field of training alone that cannot work."""
+    repeats = self.config.data.repeats
+    if repeats < 1:
+      raise ValueError(f'data.repeats={repeats}; 1 shows every image once.')
     _ = self._train_transform
 
   def _check_source(self, source):

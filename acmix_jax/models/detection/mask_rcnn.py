@@ -78,6 +78,10 @@ class MaskRCNN(detector.Detector, kw_only=True):
   finest_side: float = 56.0
 
   def setup(self):
+    self._check_counts(
+      *('box_dense', 'box_hidden', 'rpn_samples', 'region_samples'),
+      *('train_pre_nms', 'train_proposals', 'pre_nms', 'num_proposals'),
+    )
     checks.check_choice(
       'MaskRCNN', 'box_loss', self.box_loss, regions.BOX_LOSSES
     )
