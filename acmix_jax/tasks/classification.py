@@ -93,6 +93,10 @@ class Evaluator:
     values = {k: float(v) for k, v in self._metrics.compute().items()}
     return values | {'count': count}
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`."""
+    return {}
+
 
 class Classification(source_task.SourceTask):
   """See `tasks.Task`. Labels are class indices, one for an image.

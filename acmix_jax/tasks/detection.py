@@ -37,6 +37,7 @@ class Evaluator:
     self._precision = coco.AveragePrecision(
       source.annotations.to_coco(), with_masks=with_masks
     )
+    self._class_names = source.class_names
     self._results_file = results_file
     self._count = 0
 
@@ -89,6 +90,17 @@ class Evaluator:
       if not np.isnan(value) or key == Detection.best_metric
     }
     return known | {'count': self._count}
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`: what `tools.plots` draws.
+
+    'class_names', and 'box_precision' and perhaps 'mask_precision', see
+    `metrics.coco.AveragePrecision.precision`.
+    """
+    precision = self._precision.precision()
+    return {'class_names': np.array(self._class_names)} | {
+      f'{kind}_precision': x for kind, x in precision.items()
+    }
 
 
 class Detection(source_task.SourceTask):

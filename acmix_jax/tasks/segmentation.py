@@ -76,6 +76,10 @@ class Evaluator:
       if not np.isnan(value)
     }
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`."""
+    return {}
+
 
 class Segmentation(source_task.SourceTask):
   """See `tasks.Task`.

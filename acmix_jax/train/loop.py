@@ -171,7 +171,7 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
           with log.clock_paused(step):
             if now.eval_owed:
               metrics = evaluated = evaluate.evaluate(
-                training, *now.state.evaluated(), stop
+                training, *now.state.evaluated(), stop, workdir
               )
               log.eval(step, evaluated)
             # An evaluated state is always saved, so that the best one is
