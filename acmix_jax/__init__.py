@@ -4,11 +4,13 @@ from acmix_jax import cpu_kernels
 from acmix_jax.models import create_model, list_heads, list_models
 from acmix_jax.nn.acmix import ACmix
 from acmix_jax.version import __version__
-from acmix_jax.weights import from_torch, load_weights
+from acmix_jax.weights import acmixify, collapse, from_torch, load_weights
 
 __all__ = [
   'ACmix',
   '__version__',
+  'acmixify',
+  'collapse',
   'cpu_kernels',
   'create_model',
   'from_torch',
