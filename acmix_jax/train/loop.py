@@ -184,18 +184,13 @@ def _start(
     window = window_lib.Window(restored.step, restored.window)
     return restored.state, window, restored.interrupted
   # 2. the weights that `init_from` names, with fresh ones where they may lack;
-  rng = jax.random.key(config.seed)
   if config.init_from:
     path = weights.find(config.init_from)
     logger.info('Starting from %s.', path)
     description.note_start(
       weights.load_description(path), task.description('train'), path
     )
-    variables = weights.assign(
-      training.random_variables(rng),
-      weights.load_weights(path, average=config.load_average),
-      task.replaceable,
-    )
+    variables = training.stored_variables(path, task.replaceable, first=True)
     return training.start(variables), window_lib.Window(0), False
   # 3. random variables.
-  return training.init(rng), window_lib.Window(0), False
+  return training.init(jax.random.key(config.seed)), window_lib.Window(0), False
