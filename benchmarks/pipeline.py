@@ -7,21 +7,23 @@ Without --data_dir the files are parts of scikit-learn's two photographs, in the
 sizes and of the mean length of ImageNet's. Each row is also measured on copies
 whose shorter side is 256 pixels, as `tools.prepare --resize_short=256` makes.
 
-With --config=ade20k_upernet the files have sizes and lengths as ADE20K's and
-label maps beside them, and become the crops that segmenters are trained on.
+With --config=configs/ade20k_upernet.py:swin_tiny the files have sizes and
+lengths as ADE20K's and label maps beside them, and become the crops that
+segmenters are trained on; with configs/coco_mask_rcnn.py:resnet50 as COCO's,
+with polygons around objects, and become what detectors are trained on.
 """
 
 import argparse
 import contextlib
 import functools
-import importlib
 import io
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 from PIL import Image
 from sklearn import datasets
@@ -34,8 +36,9 @@ from acmix_jax.data import (
   transforms,
 )
 from acmix_jax.data.builders import imagenet
-from acmix_jax.data.sources import label_files
-from acmix_jax.data.transforms import classification, segmentation
+from acmix_jax.data.sources import coco_format, label_files
+from acmix_jax.data.transforms import classification, detection, segmentation
+from acmix_jax.tools import config_file
 from benchmarks import harness
 
 # Width and height in pixels; the means are those of ImageNet, 472 x 397.
@@ -51,6 +54,11 @@ _QUALITIES = (98, 99)
 _PAIR_SIZES = (*[(683, 512)] * 7, (512, 683), (512, 683), (256, 256))
 _PAIR_QUALITIES = (60, 75)
 _PATCHES = (16, 12)  # Across and down a label map.
+# Most images of COCO have 640 x 480 pixels; 155 kB is the mean of its files.
+# Mean objects of an image, and corners of each.
+_OBJECT_SIZES = (*[(640, 480)] * 6, *[(480, 640)] * 3, (640, 427))
+_OBJECT_QUALITIES = (97, 98)
+_OBJECTS, _CORNERS = 7, 24
 _BATCH_SIZE = 32
 _HEADER = (
   'files',
@@ -121,6 +129,63 @@ def make_pairs(count: int) -> Pairs:
   return Pairs(files)
 
 
+class Encoded(NamedTuple):
+  """Encoded images in memory, see `sources.coco.Images`."""
+
+  files: Sequence[bytes]
+  origin = 'made'
+
+  def read(self, index: int) -> bytes:
+    """The content of a file."""
+    return self.files[index]
+
+  def name(self, index: int) -> str:
+    """Name of an image."""
+    return f'image {index}'
+
+
+def make_objects(count: int) -> sources.Coco:
+  """The same with polygons around objects of all sizes."""
+  rng = np.random.default_rng(0)
+  files, images, annotations = [], [], []
+  angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+  for i in range(count):
+    size = _OBJECT_SIZES[i % len(_OBJECT_SIZES)]
+    files.append(_encode(_part(size, rng), rng.choice(_OBJECT_QUALITIES)))
+    named = {'id': i, 'file_name': f'{i}.jpg'}
+    images.append(named | {'width': size[0], 'height': size[1]})
+    for _ in range(_OBJECTS):
+      sides = np.exp(rng.uniform(np.log(16), np.log(min(size) / 2), 2))
+      corner = rng.uniform(0, size - sides)
+      circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+      radii = rng.uniform(0.7, 1, (_CORNERS, 1))
+      polygon = corner + sides * (1 + radii * circle) / 2
+      annotations.append(
+        {
+          'id': len(annotations) + 1,
+          'image_id': i,
+          'category_id': int(rng.integers(80)),
+          'bbox': [*corner.tolist(), *sides.tolist()],
+          'area': float(sides.prod() / 2),
+          'iscrowd': 0,
+          'segmentation': [polygon.ravel().tolist()],
+        }
+      )
+  categories = [{'id': label, 'name': str(label)} for label in range(80)]
+  content = dict(images=images, annotations=annotations, categories=categories)
+  return sources.Coco(
+    coco_format.from_coco(content, 'made'), Encoded(files), training=True
+  )
+
+
+# What reads like the data of a task, and the transform of its training.
+_TASKS = {
+  'classification': (make_files, classification.train_transform),
+  'segmentation': (make_pairs, segmentation.train_transform),
+  'detection': (make_objects, detection.train_transform),
+}
+
+
 @functools.cache
 def _photographs() -> list[Image.Image]:
   return [
@@ -152,6 +217,7 @@ def _encode(image, quality):
 def measure(
   source: sources.Source,
   transform: transforms.Transform,
+  batch_size: int,
   threads: int,
   seconds: float,
 ) -> tuple[float, float]:
@@ -160,17 +226,18 @@ def measure(
   Args:
     source: files to read.
     transform: training transform.
+    batch_size: images of a batch.
     threads: threads that make batches.
     seconds: time to measure for, once every thread has made a batch.
   """
   batches = pipeline.train_batches(
-    source, transform, batch_size=_BATCH_SIZE, seed=0, threads=threads
+    source, transform, batch_size=batch_size, seed=0, threads=threads
   )
   with contextlib.closing(batches):
     for _ in range(2 * threads + 1):
       next(batches)
     wall, cpu, count = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - wall < seconds:
+    while not count or time.perf_counter() - wall < seconds:
       count += len(next(batches)['mask'])
     elapsed = time.perf_counter() - wall
     return count / elapsed, count / (time.process_time() - cpu)
@@ -196,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     '--data_name',
-    choices=('folder', 'imagenet2012', 'ade20k'),
+    choices=('folder', 'imagenet2012', 'ade20k', 'coco'),
     default='folder',
     help='how they are stored (default: %(default)s)',
   )
@@ -214,25 +281,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     '--config',
-    default='resnet50_acmix',
+    default='configs/resnet50_acmix.py',
+    metavar='FILE[:BACKBONE]',
     help='whose transforms to use (default: %(default)s)',
   )
   args = parser.parse_args(argv)
-  config = importlib.import_module(f'configs.{args.config}').get_config()
-  data, dense = config.data, config.task == 'segmentation'
-  if args.data_dir:
-    data.name, data.dir = args.data_name, args.data_dir
-    stored = sources.make_source(data, data.train_split)
-  else:
-    stored = (make_pairs if dense else make_files)(args.images)
-  files = {'as stored': stored}
-  if not dense:
-    files['256 px copy'] = make_copy(stored, args.images)
-  make_transform = (segmentation if dense else classification).train_transform
-  transform = make_transform(data)
+  config = config_file.load(args.config)
+  files = _files(config, args)
+  transform = _TASKS[config.task][1](config.data)
+  batch_size = min(_BATCH_SIZE, config.train.batch_size)
   runs = {
     (name, threads): functools.partial(
-      measure, source, transform, threads, args.turn_seconds
+      measure, source, transform, batch_size, threads, args.turn_seconds
     )
     for threads in args.threads
     for name, source in files.items()
@@ -244,6 +304,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   ]
   harness.report(args, _HEADER, rows, [])
   return 0
+
+
+def _files(
+  config: ml_collections.ConfigDict, args: argparse.Namespace
+) -> dict[str, sources.Source]:
+  """The images to read, by what the table calls them."""
+  data = config.data
+  if args.data_dir:
+    data.name, data.dir = args.data_name, args.data_dir
+    stored = sources.make_source(data, data.train_split)
+  else:
+    stored = _TASKS[config.task][0](args.images)
+  files = {'as stored': stored}
+  if config.task == 'classification':
+    files['256 px copy'] = make_copy(stored, args.images)
+  return files
 
 
 def _mean_kb(source, count):

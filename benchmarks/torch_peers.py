@@ -125,7 +125,7 @@ def _san(o: Options, layers: list[int]) -> nn.Module:
 def _pvt(o: Options, name: str) -> nn.Module:
   module = _load_with_timm(o.pvt, 'classification/pvt.py')
   return getattr(module, name)(
-    img_size=o.image_size,
+    img_size=o.image_size[0],
     num_classes=o.num_classes,
     drop_path_rate=o.drop_path,
   )
@@ -135,7 +135,7 @@ def _swin(o: Options, layers: list[int], suffix: str) -> nn.Module:
   path = f'Swin-Transformer/models/swin_transformer{suffix}.py'
   module = _load_with_timm(o.acmix, path)
   return getattr(module, f'SwinTransformer{suffix}')(
-    img_size=o.image_size,
+    img_size=o.image_size[0],
     num_classes=o.num_classes,
     depths=layers,
     drop_path_rate=o.drop_path,
@@ -221,11 +221,14 @@ _MODELS = {
 }
 
 
-def _train_step(o: Options) -> Callable[[], None]:
-  """One update of an official model on one batch."""
+def _on_batch(o: Options) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+  """A model, and its loss of one batch of noise."""
+  if o.objects:
+    return _torchvision(o, 'on_batch')
+  height, width = o.image_size
   if o.model in torch_segmenters.HEADS:
     net, objective = _segmenter(o), torch_segmenters.objective
-    label_shape = (o.batch, o.image_size, o.image_size)
+    label_shape = (o.batch, height, width)
   elif o.model in _MODELS:
     net = _MODELS[o.model](o)
     objective = nn.CrossEntropyLoss(label_smoothing=o.label_smoothing)
@@ -233,18 +236,25 @@ def _train_step(o: Options) -> Callable[[], None]:
   else:
     raise KeyError(f'no official code of {o.model}')
   net = net.to(o.device).train()
-  images = torch.randn(o.batch, 3, o.image_size, o.image_size, device=o.device)
+  images = torch.randn(o.batch, 3, height, width, device=o.device)
   labels = torch.randint(o.num_classes, label_shape, device=o.device)
+  return net, lambda: objective(net(images), labels)
+
+
+def _train_step(o: Options) -> Callable[[], None]:
+  """One update of an official model on one batch."""
+  net, loss_of_batch = _on_batch(o)
   make = {'sgd': torch.optim.SGD, 'adamw': torch.optim.AdamW}[o.optimizer]
-  optimizer = make(net.parameters(), **o.optimizer_options)
+  trained = [x for x in net.parameters() if x.requires_grad]
+  optimizer = make(trained, **o.optimizer_options)
 
   def step():
     optimizer.zero_grad()
     with _autocast(o):
-      loss = objective(net(images), labels)
+      loss = loss_of_batch()
     loss.backward()
     if o.clip_norm:
-      nn.utils.clip_grad_norm_(net.parameters(), o.clip_norm)
+      nn.utils.clip_grad_norm_(trained, o.clip_norm)
     optimizer.step()
 
   return step
@@ -307,39 +317,11 @@ def _flex_attention(o: Options) -> Callable[[], None]:
   return step
 
 
-def _nms(o: Options) -> Callable[[], None]:
-  """NMS of torchvision."""
-  from torchvision import ops
+def _torchvision(o: Options, work: str) -> Any:
+  """Work of `torch_detectors`, which not every interpreter can import."""
+  from benchmarks import torch_detectors
 
-  boxes, scores = (
-    torch.tensor(x, dtype=torch.float32, device=o.device)
-    for x in (o.boxes, o.scores)
-  )
-  return lambda: ops.nms(boxes, scores, o.threshold)
-
-
-def _roi_align(o: Options, gradient: bool) -> Callable[[], None]:
-  """RoIAlign of torchvision, on each level for its boxes."""
-  from torchvision import ops
-
-  boxes = torch.tensor(o.boxes, dtype=torch.float32, device=o.device)
-  maps = [_random(o, *shape).requires_grad_(gradient) for shape in o.shapes]
-
-  def step():
-    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
-    level = torch.log2(sides / o.finest_side + 1e-6).floor()
-    level = level.clamp(0, len(maps) - 1)
-    rois = functional.pad(boxes, (1, 0))
-    out = boxes.new_zeros(len(boxes), maps[0].shape[1], *[o.output_size] * 2)
-    for i, (x, stride) in enumerate(zip(maps, o.strides, strict=True)):
-      here = (level == i).nonzero().squeeze(1)
-      out[here] = ops.roi_align(
-        x, rois[here], o.output_size, 1 / stride, 0, aligned=True
-      )
-    if gradient:
-      torch.autograd.grad(out, maps, torch.ones_like(out))
-
-  return step
+  return getattr(torch_detectors, work)(o)
 
 
 def _autocast(o: Options) -> torch.autocast:
@@ -354,9 +336,10 @@ def _random(o: Options, *shape: int) -> torch.Tensor:
 _WORKS = {
   'flex_attention': _flex_attention,
   'layer': _layer,
-  'nms': _nms,
-  'roi_align': functools.partial(_roi_align, gradient=False),
-  'roi_align_gradient': functools.partial(_roi_align, gradient=True),
+  **{
+    work: functools.partial(_torchvision, work=work)
+    for work in ('nms', 'roi_align', 'roi_align_gradient')
+  },
   'train_step': _train_step,
 }
 

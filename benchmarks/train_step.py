@@ -3,12 +3,15 @@ r"""One update of a model, against its baseline and the official PyTorch code.
 python -m benchmarks.train_step --acmix=DIR --san=DIR --pvt=DIR \
   --swin_segmentation=DIR [--torch_python=FILE] [--dtype=bfloat16] \
   [--models=resnet26_acmix,san10,upernet:swin_tiny]
+python -m benchmarks.train_step --models=retinanet:resnet50,mask_rcnn:resnet50 \
+  --batch=2 --image_size=320,416
 
 The update is that of the training loop (forward, backward, optimiser, batch
 statistics, metrics) with the optimiser of the model's config, on one batch of
 noise, without mixing and erasing. The baseline of X_acmix is X. The official
 models run under PyTorch's own optimisers with the same settings, under autocast
-unless in float32; the heads of segmenters are written from torch.nn.
+unless in float32; the heads of segmenters are written from torch.nn, detectors
+are torchvision's.
 """
 
 import argparse
@@ -26,9 +29,11 @@ import numpy as np
 from acmix_jax import cpu_kernels
 from acmix_jax.train import build
 from acmix_jax.train import mesh as mesh_lib
-from benchmarks import harness
+from benchmarks import detection, harness
 
 _MODELS = 'resnet26_acmix,swin_tiny_acmix,san10,pvt_tiny'
+_SEGMENTERS = ('semantic_fpn', 'upernet')
+_OBJECTS = 7  # in an image, as in COCO
 _HEADER = (
   'model',
   'contestant',
@@ -45,13 +50,18 @@ def make_config(
 ) -> ml_collections.ConfigDict:
   """The model's config on one device and without mixing of images."""
   head, _, backbone = name.rpartition(':')
+  height, width = args.image_size[0], args.image_size[-1]
   if head:
-    module = importlib.import_module(f'configs.ade20k_{head}')
+    data = 'ade20k' if head in _SEGMENTERS else 'coco'
+    module = importlib.import_module(f'configs.{data}_{head}')
     config = module.get_config(backbone)
-    config.data.crop_size = args.image_size
+    if data == 'coco':
+      config.data.canvases = ((height, width),)
+    else:
+      config.data.crop_size = height
   else:
     config = importlib.import_module(f'configs.{name}').get_config()
-    config.data.image_size = args.image_size
+    config.data.image_size = height
     augment = config.augment
     augment.erasing_probability = augment.mixup_probability = 0.0
     augment.mixup_alpha = augment.cutmix_alpha = 0.0
@@ -105,14 +115,30 @@ def _noise(task):
   (shapes,) = task.batch_shapes('train')
 
   def fill(key, shape):
-    if key == 'mask':
-      return np.ones(shape.shape, shape.dtype)
+    if key in ('mask', 'masks'):
+      return np.full(shape.shape, -1).astype(shape.dtype)
     if key == 'size':
-      return np.full(shape.shape, shapes['image'].shape[1], shape.dtype)
+      return np.full(shape.shape, shapes['image'].shape[1:3], shape.dtype)
     end = 256 if key == 'image' else task.config.model.num_classes
-    return rng.integers(0, end, shape.shape, shape.dtype)
+    return rng.integers(0, end, shape.shape).astype(shape.dtype)
 
-  return {key: fill(key, shape) for key, shape in shapes.items()}
+  batch = {key: fill(key, shape) for key, shape in shapes.items()}
+  if 'boxes' in batch:
+    objects = _objects(task.config)
+    batch['boxes'][:, :_OBJECTS] = objects
+    batch['valid'] = np.zeros(shapes['valid'].shape, bool)
+    batch['valid'][:, :_OBJECTS] = True
+    # Masks are whole: an object fills its box.
+    if 'mask_regions' in batch:
+      batch['mask_regions'][:, :_OBJECTS] = objects
+  return batch
+
+
+def _objects(config):
+  """Boxes of the objects of a batch of a detector, [images, objects, 4]."""
+  rows, (canvas,) = config.train.batch_size, config.data.canvases
+  boxes = detection.make_boxes(rows * _OBJECTS, *canvas)
+  return boxes.reshape(rows, _OBJECTS, 4)
 
 
 def measure(
@@ -182,11 +208,12 @@ def _request(config, args):
     'pvt': args.pvt,
     'swin_segmentation': args.swin_segmentation,
     'batch': config.train.batch_size,
-    'image_size': args.image_size,
+    'image_size': [args.image_size[0], args.image_size[-1]],
+    'objects': _objects(config).tolist() if config.task == 'detection' else [],
     'num_classes': model.num_classes,
     'dtype': model.dtype,
     'drop_path': model.drop_path if 'drop_path' in model else 0.0,
-    'label_smoothing': config.loss.get('label_smoothing', 0.0),
+    'label_smoothing': config.get('loss', {}).get('label_smoothing', 0.0),
     'optimizer': settings.name,
     'optimizer_options': options,
     'clip_norm': settings.clip_norm,
@@ -210,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--models',
     type=harness.list_of(str),
     default=_MODELS,
-    help='names of models, HEAD:BACKBONE of segmenters (default: %(default)s)',
+    help='names of models, or HEAD:BACKBONE (default: %(default)s)',
   )
   parser.add_argument(
     '--dtype',
@@ -222,7 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--batch', type=int, default=4, help='images (default: %(default)s)'
   )
   parser.add_argument(
-    '--image_size', type=int, default=224, help='px (default: %(default)s)'
+    '--image_size',
+    type=harness.list_of(int),
+    default='224',
+    help='px; of detectors height and width (default: %(default)s)',
   )
   args = parser.parse_args(argv)
   rows, notes = [], []

@@ -16,7 +16,8 @@ IGNORED = 255
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
-_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+_GREY = 0
+_COLORS = (2, 4, 6)  # RGB, grey with alpha, RGB with alpha.
 
 
 class LabelError(ValueError):
@@ -30,8 +31,8 @@ def read(encoded: bytes) -> np.ndarray:
   """The numbers stored in a PNG file, as they are.
 
   Of a palette these are the indices. Grey of 1 to 8 bits is read as it is
-  stored; of 16 bits too, where no number is above 255. Colour whose three
-  channels are equal everywhere, and not transparent, is grey.
+  stored; of 16 bits too, where no number is above 255. Colour is refused, also
+  where its channels are equal: a picture of one colour is no number of a class.
 
   Args:
     encoded: the content of the file.
@@ -52,6 +53,12 @@ def read(encoded: bytes) -> np.ndarray:
   if encoded and not encoded.startswith(_PNG):
     raise decode.DecodeError('no PNG file, as label maps have to be')
   depth, kind = encoded[24:26] if len(encoded) >= 26 else (0, 0)
+  if kind in _COLORS:
+    raise LabelError(
+      'it holds colours or transparency, not numbers of classes; store one '
+      'channel of 8 bits (grey or palette) with 0 for the first class, 1 for '
+      "the second and so on. Of equal channels Pillow's convert('L') makes one"
+    )
   stored = _decode(encoded)
   if kind == _GREY and depth in (2, 4):
     # Pillow stretches these to 0..255.
@@ -62,8 +69,6 @@ def read(encoded: bytes) -> np.ndarray:
       '0 to 254. Numbers of instances or of parts (class * 1000 + instance) '
       'must be turned into numbers of classes'
     )
-  elif kind not in (_GREY, _PALETTE):
-    stored = _grey_of_colors(stored, depth)
   return stored.astype(np.uint8, copy=False)
 
 
@@ -80,19 +85,6 @@ def _decode(encoded: bytes) -> np.ndarray:
   # On damaged files Pillow's readers raise errors of nearly every kind.
   except Exception as error:
     raise decode.DecodeError(f'{type(error).__name__}: {error}') from error
-
-
-def _grey_of_colors(stored: np.ndarray, depth: int) -> np.ndarray:
-  """The channel that the others repeat, of [h, w, 2 to 4]."""
-  colors = stored[..., :3] if stored.shape[-1] > 2 else stored[..., :1]
-  opaque = stored.shape[-1] % 2 or (stored[..., -1] == 255).all()
-  if depth != 8 or not opaque or (colors != colors[..., :1]).any():
-    raise LabelError(
-      'it holds colours or transparency, not numbers of classes; store one '
-      'channel of 8 bits (grey or palette) with 0 for the first class, 1 for '
-      'the second and so on'
-    )
-  return colors[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -346,7 +346,16 @@ def _prefetch(
   return dataset.mp_prefetch(
     grain.MultiprocessingOptions(num_workers=workers),
     worker_init_fn=_bind_to_parent,
-  )
+  ).map(_copy)
+
+
+def _copy(loaded: _Loaded) -> _Loaded:
+  """Takes a batch out of the memory that a worker shares with this process.
+
+  jax may hold arrays until Python ends, when grain can no longer free them.
+  """
+  example = {key: np.array(value) for key, value in loaded.example.items()}
+  return loaded._replace(example=example)
 
 
 def _bind_to_parent(worker_index: int, worker_count: int) -> None:

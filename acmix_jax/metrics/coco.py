@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ try:
   import faster_coco_eval
 except ImportError:
   faster_coco_eval = None
+# It says through the log what pycocotools prints.
+logging.getLogger('faster_coco_eval').setLevel(logging.WARNING)
 
 # Names of the twelve figures in the order in which pycocotools prints them; the
 # ones of small, medium and large objects: up to 32 x 32 and 96 x 96 pixels.
@@ -22,6 +25,11 @@ FIGURES = (
   *('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl'),
   *('AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl'),
 )
+
+# Overlaps from which on a detection is right, and the recalls at which the
+# precision is taken.
+OVERLAPS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
 
 _TYPES = {'box': 'bbox', 'mask': 'segm'}
 _AREAS = ('all', 'small', 'medium', 'large')
@@ -55,9 +63,13 @@ class AveragePrecision:
     self._ground_truth = {**ground_truth}
     self._categories = [x['id'] for x in ground_truth['categories']]
     self._names = [x['name'] for x in ground_truth['categories']]
+    # The evaluation sorts the categories by id.
+    self._places = np.argsort(np.argsort(self._categories))
     self._max_detections = list(max_detections)
     self._kinds = ('box', 'mask') if with_masks else ('box',)
     self._detections: list[dict[str, Any]] = []
+    # What was counted of them, by kind.
+    self._counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def add(
     self,
@@ -76,6 +88,7 @@ class AveragePrecision:
       labels: int [n].
       masks: RLEs of n masks, see `paste.paste`; None without masks.
     """
+    self._counts.clear()
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4).copy()
     boxes[:, 2:] -= boxes[:, :2]
     columns = boxes.tolist(), np.asarray(scores).tolist(), labels
@@ -122,12 +135,23 @@ class AveragePrecision:
       for name, values in _figures(precision, recall):
         figures[f'{kind}/{name}'] = _mean(values)
       if per_class:
-        # The evaluation sorts the categories by id.
-        order = np.argsort(self._categories).tolist()
-        for place, label in enumerate(order):
-          name = f'{kind}/AP/{self._names[label]}'
-          figures[name] = _mean(precision[:, :, place, 0, -1])
+        for name, place in zip(self._names, self._places, strict=True):
+          figures[f'{kind}/AP/{name}'] = _mean(precision[:, :, place, 0, -1])
     return figures
+
+  def precision(self) -> dict[str, np.ndarray]:
+    """Precision over recall, which AP is the mean of.
+
+    Returns:
+      Of 'box' and, where masks are rated, of 'mask': float
+      [OVERLAPS, RECALLS, labels], for objects of all sizes; the largest
+      precision at that recall or a greater one. 0 where so many objects are not
+      found; -1 for classes without objects.
+    """
+    return {
+      kind: self._count(kind)[0][:, :, self._places, 0, -1]
+      for kind in self._kinds
+    }
 
   def _count(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Precisions [T, R, K, A, M] and recalls [T, K, A, M] of pycocotools.
@@ -135,6 +159,8 @@ class AveragePrecision:
     T thresholds of overlap, R recalls, K classes, A ranges of area and M
     numbers of detections; -1 where there is no object.
     """
+    if kind in self._counts:
+      return self._counts[kind]
     detections = [
       self._measured(kind, number, detection)
       for number, detection in enumerate(self._detections, start=1)
@@ -154,7 +180,8 @@ class AveragePrecision:
       counted.params.maxDets = self._max_detections
       counted.evaluate()
       counted.accumulate()
-    return counted.eval['precision'], counted.eval['recall']
+    self._counts[kind] = counted.eval['precision'], counted.eval['recall']
+    return self._counts[kind]
 
   def _measured(
     self, kind: str, number: int, detection: dict[str, Any]

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from acmix_jax import lookup
 from acmix_jax.models import classifier, detection, segmenters
 from acmix_jax.models.backbones import backbone, pvt, resnet, san, swin
+from acmix_jax.nn import checks
 
 
 class _Family(NamedTuple):
@@ -145,9 +146,13 @@ def list_heads(pattern: str = '*') -> list[str]:
 def split_name(name: str) -> dict[str, str]:
   """The fields that one word stands for: a classifier or HEAD:BACKBONE.
 
-  split_name('upernet:swin_tiny')  # {'name': 'upernet',
-                                   #  'backbone': 'swin_tiny'}
-  split_name('swin_tiny')          # {'name': 'swin_tiny'}
+    split_name('upernet:swin_tiny')  # {'name': 'upernet',
+                                     #  'backbone': 'swin_tiny'}
+    split_name('swin_tiny')          # {'name': 'swin_tiny'}
+
+  Args:
+    name: Registered name of a classifier, or those of a head and a backbone
+      with a colon between them.
   """
   head, separator, backbone = name.partition(':')
   return {'name': head} | ({'backbone': backbone} if separator else {})
@@ -225,8 +230,11 @@ def create_model(
 
   Raises:
     KeyError: No model or backbone has that name.
-    ValueError: A field is unknown, or the backbone is missing or one too many.
+    ValueError: A field is unknown, there are no classes, or the backbone is
+      missing or one too many.
   """
+  if num_classes is not None:
+    checks.check_counts(name, num_classes=num_classes)
   if name in _HEADS:
     return _create_dense(name, num_classes, dtype, backbone, overrides)
   row = lookup.find({**_MODELS, **_HEADS}, name, 'Model')

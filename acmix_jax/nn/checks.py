@@ -22,6 +22,24 @@ def check_choice(name: str, field: str, value: str, known: tuple[str, ...]):
     )
 
 
+def check_counts(name: str, **fields: int | tuple[int, ...]):
+  """Raises ValueError unless each field is a count, or a tuple of counts.
+
+  Counts are whole numbers from 1 up.
+  """
+  for field, value in fields.items():
+    counts = value if isinstance(value, tuple) else (value,)
+    if not counts or not all(isinstance(x, int) and x >= 1 for x in counts):
+      raise ValueError(
+        f'{name}: {field}={value}; '
+        + (
+          'one or more whole numbers, each at least 1, are needed.'
+          if isinstance(value, tuple)
+          else 'a whole number of at least 1 is needed.'
+        )
+      )
+
+
 def check_stages(name: str, stage_sizes: tuple[int, ...], **fields):
   """Raises ValueError unless each field has one value a stage."""
   for field, values in fields.items():

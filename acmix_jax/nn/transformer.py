@@ -83,7 +83,13 @@ class Block(nn.Module):
     norm = functools.partial(layers.LayerNorm, self.epsilon, **dtypes)
     y = self.operator(norm(name='norm1')(x), **context)
     x = x + self._drop(y, train)
-    mlp = MLP(int(x.shape[-1] * self.mlp_ratio), **dtypes, name='mlp')
+    hidden = int(x.shape[-1] * self.mlp_ratio)
+    if hidden < 1:
+      raise ValueError(
+        f'Block: mlp_ratio={self.mlp_ratio} of {x.shape[-1]} channels leaves '
+        'no hidden feature.'
+      )
+    mlp = MLP(hidden, **dtypes, name='mlp')
     return x + self._drop(mlp(norm(name='norm2')(x)), train)
 
   def _drop(self, x, train):

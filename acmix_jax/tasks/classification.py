@@ -1,5 +1,6 @@
 """Image classification: cross-entropy training, top-1 and top-5."""
 
+import functools
 from typing import Any
 
 import flax
@@ -92,6 +93,10 @@ class Evaluator:
     values = {k: float(v) for k, v in self._metrics.compute().items()}
     return values | {'count': count}
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`."""
+    return {}
+
 
 class Classification(source_task.SourceTask):
   """See `tasks.Task`. Labels are class indices, one for an image.
@@ -104,10 +109,35 @@ class Classification(source_task.SourceTask):
 
   best_metric = 'top1'
   replaceable = r'^params/head/'
+  _labels = 'classes'
 
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    loss = config.loss
+    self._eval_transform = transforms.eval_transform(config.data)
+
+  @functools.cached_property
+  def _train_transform(self):
+    return transforms.train_transform(self.config.data)
+
+  @functools.cached_property
+  def _erase(self):
+    return batch_augment.RandomErasing(self.config.augment.erasing_probability)
+
+  @functools.cached_property
+  def _mixup_cutmix(self):
+    augment = self.config.augment
+    return batch_augment.MixupCutmix(
+      augment.mixup_alpha,
+      augment.cutmix_alpha,
+      augment.mixup_probability,
+      augment.mixup_switch_probability,
+      augment.mixup_group_size,
+    )
+
+  def _check_training(self):
+    super()._check_training()
+    _ = self._erase, self._mixup_cutmix
+    loss = self.config.loss
     if loss.smooth_over not in ('others', 'all'):
       raise ValueError(
         f"loss.smooth_over={loss.smooth_over!r} is neither 'others' nor 'all'."
@@ -116,17 +146,6 @@ class Classification(source_task.SourceTask):
       raise ValueError(
         f'loss.label_smoothing={loss.label_smoothing} is not in [0, 1).'
       )
-    self._train_transform = transforms.train_transform(config.data)
-    self._eval_transform = transforms.eval_transform(config.data)
-    augment = config.augment
-    self._erase = batch_augment.RandomErasing(augment.erasing_probability)
-    self._mixup_cutmix = batch_augment.MixupCutmix(
-      augment.mixup_alpha,
-      augment.cutmix_alpha,
-      augment.mixup_probability,
-      augment.mixup_switch_probability,
-      augment.mixup_group_size,
-    )
 
   def _check_source(self, source):
     if source.num_classes < 2:
@@ -138,6 +157,8 @@ class Classification(source_task.SourceTask):
 
   def batch_shapes(self, split):
     """See `tasks.Task`."""
+    if split == 'train':
+      self._check_training()
     size, batch_size = (
       self.config.data.image_size,
       self.config[split].batch_size,

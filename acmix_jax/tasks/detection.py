@@ -1,5 +1,6 @@
 """Detection of objects: boxes, and masks, with average precision as of COCO."""
 
+import functools
 import os
 from typing import Any
 
@@ -36,6 +37,7 @@ class Evaluator:
     self._precision = coco.AveragePrecision(
       source.annotations.to_coco(), with_masks=with_masks
     )
+    self._class_names = source.class_names
     self._results_file = results_file
     self._count = 0
 
@@ -89,6 +91,17 @@ class Evaluator:
     }
     return known | {'count': self._count}
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`: what `tools.plots` draws.
+
+    'class_names', and 'box_precision' and perhaps 'mask_precision', see
+    `metrics.coco.AveragePrecision.precision`.
+    """
+    precision = self._precision.precision()
+    return {'class_names': np.array(self._class_names)} | {
+      f'{kind}_precision': x for kind, x in precision.items()
+    }
+
 
 class Detection(source_task.SourceTask):
   """See `tasks.Task`.
@@ -99,6 +112,7 @@ class Detection(source_task.SourceTask):
   """
 
   best_metric = 'box_ap'
+  _labels = 'boxes'
   # What a classifier lacks, or has besides, and what of a detector of other
   # classes does not fit. The norms are those of Swin's stages.
   replaceable = (
@@ -110,8 +124,24 @@ class Detection(source_task.SourceTask):
     super().__init__(config)
     self._with_masks = isinstance(self.model, detection.MaskRCNN)
     _check(config, self._with_masks)
-    self._train_transform = transforms.train_transform(config.data)
     self._eval_transform = transforms.eval_transform(config.data)
+
+  @functools.cached_property
+  def _train_transform(self):
+    return transforms.train_transform(self.config.data)
+
+  def _check_training(self):
+    super()._check_training()
+    train = self.config.train
+    parts, rows = train.accumulate_steps, train.batch_size
+    group = self.config.model.images_per_group
+    if group < 0 or (group and rows % (parts * group)):
+      raise ValueError(
+        f'model.images_per_group={group} does not divide '
+        f'train.batch_size={rows}'
+        + (f' / train.accumulate_steps={parts}' if parts > 1 else '')
+        + '; give a divisor, or 0 for one group.'
+      )
 
   def _check_source(self, source):
     data = self.config.data
@@ -130,6 +160,7 @@ class Detection(source_task.SourceTask):
       'mask': ((), jnp.bool_),
     }
     if split == 'train':
+      self._check_training()
       objects, side = data.max_objects, data.mask_size
       shapes |= {
         'boxes': ((objects, 4), jnp.float32),
@@ -266,12 +297,4 @@ def _check(config: ml_collections.ConfigDict, with_masks: bool) -> None:
   if file and not os.path.isdir(folder):
     raise ValueError(
       f'eval.results_file={file!r}: there is no folder {folder}.'
-    )
-  parts = config.train.accumulate_steps
-  group, rows = model.images_per_group, config.train.batch_size
-  if group < 0 or (group and rows % (parts * group)):
-    raise ValueError(
-      f'model.images_per_group={group} does not divide train.batch_size={rows}'
-      + (f' / train.accumulate_steps={parts}' if parts > 1 else '')
-      + '; give a divisor, or 0 for one group.'
     )

@@ -77,6 +77,10 @@ class Evaluator:
       if not np.isnan(value)
     }
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """See `tasks.Evaluator`."""
+    return {}
+
 
 class Segmentation(source_task.SourceTask):
   """See `tasks.Task`.
@@ -94,17 +98,23 @@ class Segmentation(source_task.SourceTask):
     r'^params/backbone/stage\d+_(norm|token_position)'
   )
 
+  _labels = 'label maps'
+
   def __init__(self, config: ml_collections.ConfigDict):
     super().__init__(config)
-    _check(config)
-    self._train_transform = transforms.train_transform(config.data)
+    _check_eval(config.eval)
+
+  @functools.cached_property
+  def _train_transform(self):
+    return transforms.train_transform(self.config.data)
+
+  def _check_training(self):
+    super()._check_training()
+    average = self.config.loss.average
+    if average not in _AVERAGES:
+      raise ValueError(lookup.unknown('loss.average', average, _AVERAGES))
 
   def _check_source(self, source):
-    if not hasattr(source, 'sizes'):
-      raise ValueError(
-        f'Data {self.config.data.name!r} has no label maps, which segmentation '
-        'needs: set data.name to ade20k, segmentation_folder or scenes.'
-      )
     if isinstance(source, sources.LabelFiles):
       report = label_audit.audit(source, limit=_AUDITED)
       report.check()
@@ -148,6 +158,7 @@ class Segmentation(source_task.SourceTask):
       }
 
     if split == 'train':
+      self._check_training()
       crop = (self.config.data.crop_size,) * 2
       return (shapes(crop, {'image': crop}),)
     return tuple(
@@ -163,7 +174,8 @@ class Segmentation(source_task.SourceTask):
 
   def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """See `tasks.Task`."""
-    size = self.config.data.crop_size
+    # Not that of a training crop, which evaluation does not know.
+    size = min(self.config.data.image_scale)
     return self.model.init(rng, jnp.zeros((1, size, size, 3)))
 
   def loss(
@@ -285,15 +297,11 @@ class Segmentation(source_task.SourceTask):
     return {'label_map': self.class_maps(params, model_state, batch)}
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for a field of `loss` or `eval` that cannot work."""
-  for field, value, known in (
-    ('loss.average', config.loss.average, _AVERAGES),
-    ('eval.mode', config.eval.mode, _MODES),
-  ):
-    if value not in known:
-      raise ValueError(lookup.unknown(field, value, known))
-  window, stride = config.eval.window, config.eval.stride
+def _check_eval(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a field of section `eval` that cannot work."""
+  if config.mode not in _MODES:
+    raise ValueError(lookup.unknown('eval.mode', config.mode, _MODES))
+  window, stride = config.window, config.stride
   if not 1 <= stride <= window:
     raise ValueError(
       f'eval.stride={stride} is not in 1..eval.window={window}: windows would '

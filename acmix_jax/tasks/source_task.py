@@ -24,7 +24,10 @@ class SourceTask:
       later, the data has other classes than the model.
   """
 
-  # The transforms of training and evaluation; a subclass sets them.
+  # A subclass sets what belongs to its images, see `sources.make_source`, and
+  # the transforms: that of training as a cached property, for evaluation must
+  # not fail at fields that it does not use.
+  _labels: str | None = None
   _train_transform: transforms.Transform
   _eval_transform: transforms.Transform
 
@@ -33,12 +36,16 @@ class SourceTask:
     self.model = models.create_model(**config.model)
     self._normalize = normalization.Normalization(config.data)
 
+  def _check_training(self):
+    """Raises a ValueError for a field of training alone that cannot work."""
+    _ = self._train_transform
+
   def _check_source(self, source):
     """Raises a ValueError for data that a subclass cannot work with."""
 
   def _open(self, split):
     data, num_classes = self.config.data, self.config.model.num_classes
-    source = sources.make_source(data, split)
+    source = sources.make_source(data, split, self._labels)
     self._check_source(source)
     if source.num_classes != num_classes:
       raise ValueError(
@@ -71,7 +78,12 @@ class SourceTask:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Whole batches in the training split, at least 1."""
+    """Whole batches in the training split, at least 1.
+
+    Raises:
+      ValueError: A field of training, or the data, cannot work.
+    """
+    self._check_training()
     return order.steps_per_epoch(
       self._train_source, self.config.train.batch_size
     )

@@ -56,6 +56,9 @@ class Evaluator(Protocol):
   def result(self) -> dict[str, float]:
     """Metrics of everything that was given: Python floats and ints."""
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What of it pictures are drawn of beside the metrics, {} for nothing."""
+
 
 class Task(Protocol):
   """One problem: its data, loss and metrics. No loop, no jit, no device.

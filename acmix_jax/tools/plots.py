@@ -1,11 +1,14 @@
-r"""Draws a training: its curves, and the path weights of its ACmix layers.
+r"""Draws a training: its curves, path weights of ACmix, precision of detectors.
 
-    python -m acmix_jax.tools.plots WORKDIR [--out=DIR]
+    acmix-jax plots WORKDIR [--out=DIR]
 
-Reads WORKDIR/metrics.jsonl and writes curves.png (loss, accuracy, learning
-rate) and, for a model with ACmix, path_weights.png: |alpha|, |beta| and their
-ratio in each layer, at the last step as in the paper's figure and over the
-steps. Matplotlib is needed: pip install 'acmix-jax[plots]'.
+Reads WORKDIR/metrics.jsonl and writes curves.png (loss, score, learning rate)
+and, for a model with ACmix, path_weights.png: |alpha|, |beta| and their ratio
+in each layer, at the last step as in the paper's figure and over the steps.
+For a detector it reads what the last evaluation left in WORKDIR/evaluation.npz,
+too, and writes precision_recall.png (at each overlap, the mean of the classes;
+of each class at an overlap of 0.5) and class_precision.png: the AP of each
+class. Matplotlib is needed: pip install 'acmix-jax[plots]'.
 """
 
 import argparse
@@ -19,8 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from acmix_jax.metrics import coco
+
 Series = dict[str, list[tuple[int, float]]]
 
+# What scores a model, of the tasks in turn.
+_SCORES = ('top1', 'top5', 'mean_iou', 'box_ap', 'box_ap50', 'mask_ap')
+# Classes of which a legend has room for the names.
+_MOST_NAMES = 20
+# Where a legend hides no curve.
+_BESIDE = dict(bbox_to_anchor=(1, 1), loc='upper left', fontsize='small')
 _ALPHA = re.compile(r'params/(.+)/alpha')
 
 
@@ -82,11 +93,32 @@ def _numbered(name: str) -> list:
   ]
 
 
+def read_precision(
+  workdir: pathlib.Path,
+) -> tuple[list[str], dict[str, np.ndarray]]:
+  """Reads what the last evaluation of a detector left.
+
+  Returns:
+    Names of the classes; and of 'box' and perhaps 'mask' the precision, see
+    `metrics.coco.AveragePrecision.precision`, nan for classes without objects.
+    Both are empty where there is no such file.
+  """
+  try:
+    with np.load(workdir / 'evaluation.npz') as file:
+      arrays = dict(file)
+  except FileNotFoundError:
+    return [], {}
+  return arrays.pop('class_names').tolist(), {
+    name.removesuffix('_precision'): np.where(x < 0, np.nan, x)
+    for name, x in arrays.items()
+  }
+
+
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
   """Draws the figures of a workdir into a folder.
 
   Returns:
-    The files: curves.png and, for a model with ACmix, path_weights.png.
+    The files, which the head of this module names.
 
   Raises:
     FileNotFoundError: the workdir has no metrics.jsonl.
@@ -98,13 +130,19 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
   layers, steps, weights = path_weights(series)
   if layers:
     figures['path_weights.png'] = draw_path_weights(steps, weights)
+  class_names, precision = read_precision(workdir)
+  if precision:
+    figures['precision_recall.png'] = draw_precision(class_names, precision)
+    figures['class_precision.png'] = draw_classes(class_names, precision)
   out.mkdir(parents=True, exist_ok=True)
   for name, figure in figures.items():
     figure.savefig(out / name, dpi=150)
   return [out / name for name in figures]
 
 
-def _new_figure(rows: int, columns: int) -> tuple[Any, Any]:
+def _new_figure(
+  rows: int, columns: int, row_height: float = 3.5
+) -> tuple[Any, Any]:
   try:
     # Not pyplot, which looks for a display and keeps every figure in memory.
     from matplotlib import figure
@@ -112,18 +150,17 @@ def _new_figure(rows: int, columns: int) -> tuple[Any, Any]:
     raise ModuleNotFoundError(
       "Plots need Matplotlib: pip install 'acmix-jax[plots]'."
     ) from error
-  new = figure.Figure((5 * columns, 3.5 * rows), layout='constrained')
+  size = 5 * columns, row_height * rows
+  new = figure.Figure(size, layout='constrained')
   return new, new.subplots(rows, columns, squeeze=False)
 
 
 def draw_curves(series: Series) -> Any:
-  """Draws loss, accuracy and learning rate as a Matplotlib figure."""
+  """Draws loss, scores and learning rate as a Matplotlib figure."""
   panels = {
     'loss': ['train/loss', 'eval/loss'],
-    'accuracy': [
-      f'{split}/{name}'
-      for name in ('top1', 'top5')
-      for split in ('train', 'eval')
+    'score': [
+      f'{split}/{name}' for name in _SCORES for split in ('train', 'eval')
     ],
     'learning rate': ['train/learning_rate'],
   }
@@ -161,11 +198,70 @@ def draw_path_weights(steps: list[int], weights: dict[str, np.ndarray]) -> Any:
   return figure
 
 
+def draw_precision(
+  class_names: list[str], precision: dict[str, np.ndarray]
+) -> Any:
+  """Draws the results of `read_precision` as a Matplotlib figure.
+
+  A row for boxes and one for masks: on the left the mean of the classes at each
+  overlap, with the AP at it; on the right each class at the least overlap.
+  """
+  figure, panels = _new_figure(len(precision), 2, row_height=4.5)
+  for (kind, values), (over_overlaps, over_classes) in zip(
+    precision.items(), panels, strict=True
+  ):
+    known = ~np.isnan(values).all(axis=(0, 1))
+    lines = np.mean(values[:, :, known], axis=2)
+    for share, overlap, line in zip(
+      np.linspace(0, 1, len(lines)), coco.OVERLAPS, lines, strict=True
+    ):
+      label = f'{overlap:.2f}: {100 * line.mean():.1f}'
+      color = (share, 0.2, 0.6)
+      over_overlaps.plot(coco.RECALLS, line, color=color, label=label)
+    over_overlaps.set_title(f'{kind}: mean of the classes')
+    over_overlaps.legend(title='overlap: AP', **_BESIDE)
+    for label in np.flatnonzero(known):
+      over_classes.plot(
+        coco.RECALLS, values[0, :, label], label=class_names[label]
+      )
+    over_classes.set_title(f'{kind}: each class at {coco.OVERLAPS[0]:.2f}')
+    if known.sum() <= _MOST_NAMES:
+      over_classes.legend(**_BESIDE)
+  for axis in panels.flat:
+    axis.set(xlabel='recall', ylabel='precision', ylim=(-0.02, 1.02))
+  return figure
+
+
+def draw_classes(
+  class_names: list[str], precision: dict[str, np.ndarray]
+) -> Any:
+  """Draws the AP of each class as a Matplotlib figure, the best on top.
+
+  Args:
+    class_names: see `read_precision`.
+    precision: see `read_precision`; the order is that of the first entry.
+  """
+  values = {kind: 100 * x.mean(axis=(0, 1)) for kind, x in precision.items()}
+  first = next(iter(values.values()))
+  order = np.argsort(first)[: np.isfinite(first).sum()]
+  row_height = 1 + 0.18 * len(order) * len(values)
+  figure, ((axis,),) = _new_figure(1, 1, row_height)
+  places = np.arange(len(order))
+  height = 0.8 / len(values)
+  for number, (kind, x) in enumerate(values.items()):
+    axis.barh(places - number * height, x[order], height, label=kind)
+  middle = height * (len(values) - 1) / 2
+  axis.set_yticks(places - middle, [class_names[label] for label in order])
+  axis.set(xlabel='AP, %', xlim=(0, 100))
+  axis.legend()
+  return figure
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 2 if nothing can be drawn."""
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.plots',
-    description='Draws the curves and path weights of a training.',
+    prog='acmix-jax plots',
+    description='Draws the curves of a training, and what its model learnt.',
   )
   parser.add_argument('workdir', type=pathlib.Path, metavar='WORKDIR')
   parser.add_argument(

@@ -30,6 +30,7 @@ def evaluate(
   params: Any,
   model_state: Any,
   stop: preemption.Preemption | None = None,
+  workdir: pathlib.Path | None = None,
 ) -> dict[str, float]:
   """Metrics of a model's variables over the evaluation split.
 
@@ -41,6 +42,8 @@ def evaluate(
     params: parameters.
     model_state: other variables.
     stop: checked after each batch; None: only the end stops it.
+    workdir: gets the evaluator's arrays, see `writer.write_arrays`; None: they
+      are not kept.
 
   Raises:
     StopRequested: `stop` was requested before the end.
@@ -72,7 +75,14 @@ def evaluate(
       count(previous)
     if batches.damaged:
       logger.warning('%d images could not be evaluated.', batches.damaged)
-  return processes.by_process_0(lambda: evaluator.result())
+
+  def rate():
+    metrics = evaluator.result()
+    if workdir is not None:
+      writer.write_arrays(workdir, evaluator.arrays())
+    return metrics
+
+  return processes.by_process_0(rate)
 
 
 def evaluate_checkpoint(
@@ -110,7 +120,7 @@ def evaluate_checkpoint(
   model_state = evaluation.stored_variables(path, first=first)
   params = model_state.pop('params')
   logger.info('Evaluating %s.', path)
-  metrics = evaluate(evaluation, params, model_state)
+  metrics = evaluate(evaluation, params, model_state, workdir=workdir)
   if jax.process_index() == 0:
     step = int(path.name) if path.name.isdigit() else 0
     named = {f'eval/{name}': value for name, value in metrics.items()}

@@ -5,14 +5,17 @@ line, the evaluation, the checkpoint. SIGTERM and Ctrl-C are heard after an
 update, while a batch is awaited, and within an evaluation. The last update is
 saved then, and an evaluation that is due is left, for the machine may have no
 time for it; the resumed training makes it, and goes on as a training that was
-never stopped.
+never stopped. An error of the input or of an evaluation is raised after the
+same: it costs no update.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -76,10 +79,53 @@ def run(
       return _train(build.Training(config, mesh), directory)
 
 
+@dataclasses.dataclass
+class _Progress:
+  """What a training has reached.
+
+  Attributes:
+    step: Number of updates.
+    state: State after them.
+    window: Metrics of those that are not logged yet.
+    eval_owed: Whether an evaluation of the state is due and not made.
+  """
+
+  step: int
+  state: state_lib.TrainState
+  window: window_lib.Window
+  eval_owed: bool
+
+  @contextlib.contextmanager
+  def kept(self, checkpoints: checkpoint_lib.Checkpoints) -> Iterator[None]:
+    """Context that saves the progress before it lets an error pass.
+
+    Not for an update, which consumes the state. A state whose loss is not
+    finite is not saved, nor what a single one of several processes fails at,
+    which the others do not know of.
+    """
+    try:
+      yield
+    except window_lib.NonFiniteError:
+      raise
+    except Exception as error:
+      stopped = isinstance(error, preemption.StopRequested)
+      unsaved = self.step != checkpoints.latest_step()
+      # Before the first update an error has nothing to lose.
+      if unsaved and (stopped or (self.step and processes.all_fail())):
+        checkpoints.save(
+          self.state, self.step, self.window.read(), interrupted=self.eval_owed
+        )
+      if self.step == checkpoints.latest_step():
+        reason = error if stopped else type(error).__name__
+        logger.info(
+          '%s: saved step %d; run again to resume.', reason, self.step
+        )
+      raise
+
+
 def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
   """Trains to the end, or until it is asked to stop; see `run`."""
-  every, num_steps = training.config.train, training.num_steps
-  evaluated = {}
+  num_steps, evaluated = training.num_steps, {}
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(preemption.Preemption())
     checkpoints = checkpoint_lib.Checkpoints(
@@ -90,50 +136,48 @@ def _train(training: build.Training, workdir: pathlib.Path) -> dict[str, float]:
     )
     stack.callback(checkpoints.close)
     stack.enter_context(_naming_the_latest(checkpoints))
-    state, window, eval_owed = _start(training, checkpoints)
-    start_step = done = int(state.step)
+    now = _start(training, checkpoints)
+    start_step = now.step
     log = writer.TrainingLog(
-      workdir, training.config, start_step, num_steps, eval_owed
+      workdir, training.config, start_step, num_steps, now.eval_owed
     )
     stack.callback(log.close)
-    first_step = start_step if eval_owed else start_step + 1
+    first_step = start_step if now.eval_owed else start_step + 1
     if first_step > num_steps:
       logger.info('Nothing to do: step %d of %d.', start_step, num_steps)
       return evaluated
     batches = reader.Reader(_train_data(training, start_step), stop)
     stack.callback(batches.close)
+    stack.enter_context(contextlib.suppress(preemption.StopRequested))
 
-    try:
-      for step in range(first_step, num_steps + 1):
-        if step > start_step:
+    for step in range(first_step, num_steps + 1):
+      if step > start_step:
+        with now.kept(checkpoints):
           batch = mesh_lib.to_devices(next(batches), training.mesh)
-          state, metrics = training.update(state, batch)
-          window.add(metrics, batches.names)
-          done, eval_owed = step, _due(step, every.eval_every_steps, training)
-          if step == start_step + 1:
-            # Compilation is over: only what follows tells the speed.
-            jax.block_until_ready(metrics)
-            log.start_clock(step)
-          if _due(step, every.log_every_steps, training):
-            means, rate = window.flush(), float(training.schedule(step - 1))
-            log.train(step, means, rate, state.params, batches.damaged)
-          stop.check()
-        if eval_owed or _due(step, every.checkpoint_every_steps, training):
-          values, metrics = window.read(), {}
+        now.state, metrics = training.update(now.state, batch)
+        now.window.add(metrics, batches.names)
+        now.step, now.eval_owed = step, _due('eval', step, training)
+        if step == start_step + 1:
+          # Compilation is over: only what follows tells the speed.
+          jax.block_until_ready(metrics)
+          log.start_clock(step)
+        if _due('log', step, training):
+          means, rate = now.window.flush(), float(training.schedule(step - 1))
+          log.train(step, means, rate, now.state.params, batches.damaged)
+      with now.kept(checkpoints):
+        stop.check()
+        if now.eval_owed or _due('checkpoint', step, training):
+          values, metrics = now.window.read(), {}
           with log.clock_paused(step):
-            if eval_owed:
+            if now.eval_owed:
               metrics = evaluated = evaluate.evaluate(
-                training, *state.evaluated(), stop
+                training, *now.state.evaluated(), stop, workdir
               )
               log.eval(step, evaluated)
             # An evaluated state is always saved, so that the best one is
             # there; that of an interrupted step is saved already.
             if step > start_step:
-              checkpoints.save(state, step, values, metrics)
-    except preemption.StopRequested as request:
-      if done != checkpoints.latest_step():
-        checkpoints.save(state, done, window.read(), interrupted=eval_owed)
-      logger.info('%s: saved step %d; run again to resume.', request, done)
+              checkpoints.save(now.state, step, values, metrics)
   return evaluated
 
 
@@ -143,8 +187,9 @@ def _train_data(training: build.Training, start_step: int) -> tasks.Batches:
   )
 
 
-def _due(step: int, every_steps: int, training: build.Training) -> bool:
+def _due(what: str, step: int, training: build.Training) -> bool:
   """Whether a step ends an interval, 0 for an epoch, or the training."""
+  every_steps = training.config.train[f'{what}_every_steps']
   interval = every_steps or training.steps_per_epoch
   return step == training.num_steps or step % interval == 0
 
@@ -166,8 +211,7 @@ def _naming_the_latest(checkpoints: checkpoint_lib.Checkpoints):
 
 def _start(
   training: build.Training, checkpoints: checkpoint_lib.Checkpoints
-) -> tuple[state_lib.TrainState, window_lib.Window, bool]:
-  """(state, window, whether its evaluation was due and not made)."""
+) -> _Progress:
   config, task = training.config, training.task
   if jax.process_index() == 0:
     logger.info(
@@ -182,7 +226,9 @@ def _start(
   if restored is not None:
     logger.info('Resuming after step %d.', restored.step)
     window = window_lib.Window(restored.step, restored.window)
-    return restored.state, window, restored.interrupted
+    return _Progress(
+      restored.step, restored.state, window, restored.interrupted
+    )
   # 2. the weights that `init_from` names, with fresh ones where they may lack;
   if config.init_from:
     path = weights.find(config.init_from)
@@ -191,6 +237,8 @@ def _start(
       weights.load_description(path), task.description('train'), path
     )
     variables = training.stored_variables(path, task.replaceable, first=True)
-    return training.start(variables), window_lib.Window(0), False
+    state = training.start(variables)
   # 3. random variables.
-  return training.init(jax.random.key(config.seed)), window_lib.Window(0), False
+  else:
+    state = training.init(jax.random.key(config.seed))
+  return _Progress(0, state, window_lib.Window(0), eval_owed=False)

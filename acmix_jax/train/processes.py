@@ -25,6 +25,8 @@ _SAID = 'acmix_jax/said'
 _PREEMPTION = 'RECEIVED_PREEMPTION_NOTICE'
 _POLL_SECONDS = 1
 _MEETING_SECONDS = 3600
+# How far apart processes meet an error that they share.
+_SHARED_SECONDS = 5
 
 _meetings = itertools.count()
 
@@ -111,6 +113,24 @@ def one_got_sigterm() -> bool:
   try:
     distributed.global_state.client.key_value_try_get(_PREEMPTION)
   except jax.errors.JaxRuntimeError:  # There is no notice.
+    return False
+  return True
+
+
+def all_fail() -> bool:
+  """Whether all processes have met an error, and can go on together.
+
+  They have where each calls this within a few seconds, as after `by_process_0`.
+  Of a process that does not, the part of a computation may be missing. A
+  training calls it once.
+  """
+  if not jax.distributed.is_initialized():
+    return True
+  try:
+    distributed.global_state.client.wait_at_barrier(
+      'acmix_jax/all_fail', _SHARED_SECONDS * 1000
+    )
+  except jax.errors.JaxRuntimeError:
     return False
   return True
 

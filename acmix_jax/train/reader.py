@@ -1,5 +1,6 @@
 """Batches drawn in a way that lets a training be stopped while it waits."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -19,7 +20,9 @@ logger = logging.getLogger(__name__)
 _STALL_SECONDS = 30
 # How long a worker that ended may still owe its error, or its batch.
 _OWING_SECONDS = 5
+# How long threads and workers may take to end by themselves, and once killed.
 _CLOSE_SECONDS = 5
+_KILLED_SECONDS = 5
 
 
 class Reader:
@@ -44,7 +47,11 @@ class Reader:
     self._workers = set()
     # Whether a child that has failed must be a worker.
     self._starting = not _a_child_failed()
-    threading.Thread(target=self._draw, name='batches', daemon=True).start()
+    self._closed = False
+    self._drawing = threading.Thread(
+      target=self._draw, name='batches', daemon=True
+    )
+    self._drawing.start()
 
   @property
   def damaged(self) -> int:
@@ -103,24 +110,42 @@ class Reader:
       try:
         self._results.put((next(self._batches), None))
       except BaseException as error:
-        self._results.put((None, error))
+        if not self._closed:
+          self._results.put((None, error))
 
   def _a_worker_failed(self) -> bool:
-    # Kept, as Python forgets a worker that ended once it is asked.
-    self._workers.update(multiprocessing.active_children())
-    if any(worker.exitcode for worker in self._workers - self._others):
+    if any(worker.exitcode for worker in self._started_workers()):
       return True
     # Python waits for a worker to read what it is sent, and does not list it
     # before, also if it has ended: the pipe is open at both ends here.
     return self._starting and _a_child_failed()
 
+  def _started_workers(self) -> set[multiprocessing.Process]:
+    # Kept, as Python forgets a worker that ended once it is asked.
+    self._workers.update(multiprocessing.active_children())
+    return self._workers - self._others
+
   def close(self) -> None:
-    """Ends threads and workers, but for those that a file keeps waiting."""
+    """Ends workers, and threads but for those that a file keeps waiting."""
+    self._closed = True
     self._requests.put(False)
     # Another thread, as closing may wait for these.
     closing = threading.Thread(target=self._batches.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
+    workers = self._started_workers()
+    if not workers:
+      return
+    for worker in workers:
+      # It stalls if it is still there, and hears no other signal. What else
+      # the program has started meanwhile is not ours.
+      if worker.name.startswith('grain'):
+        worker.kill()
+    closing.join(_KILLED_SECONDS)
+    self._drawing.join(_KILLED_SECONDS)
+    # Grain shares memory with workers, which must be given back before Python
+    # ends; the error that ends an iterator keeps the last batch in a cycle.
+    gc.collect()
 
 
 def _a_child_failed() -> bool:

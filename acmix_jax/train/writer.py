@@ -1,4 +1,4 @@
-"""Output of a training: config.json, metrics.jsonl, TensorBoard, the log.
+"""Output of a training: JSON, TensorBoard, arrays of the evaluation, the log.
 
 Only process 0 writes. `clu.metric_writers` is not used: it imports TensorFlow.
 """
@@ -12,11 +12,12 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import tensorboardX
 
 from acmix_jax.train import groups, recorded_config
@@ -35,6 +36,32 @@ def json_line(step: int, values: dict[str, float]) -> str:
     for name, value in values.items()
   }
   return json.dumps({'step': step} | finite)
+
+
+def write_arrays(
+  workdir: pathlib.Path, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes what `tools.plots` draws of the last evaluation: evaluation.npz.
+
+  A folder that cannot be written, of someone else's training that is evaluated,
+  is named in the log.
+
+  Args:
+    workdir: folder of the training.
+    arrays: see `tasks.Evaluator`; without any there is no file.
+  """
+  if not arrays:
+    return
+  path = workdir / 'evaluation.npz'
+  # Atomic: it may be drawn meanwhile.
+  temporary = path.with_suffix('.tmp')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with temporary.open('wb') as file:
+      np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)
+  except OSError as error:
+    logger.warning('%s was not written: %s', path, error)
 
 
 class MetricsWriter:

@@ -43,7 +43,7 @@ _HEADS = {
   'cascade_mask_rcnn': detection.CASCADE,
 }
 # Families that other libraries hold under other names.
-_RENAMED = {'swin': swin.official_names}
+_RENAMED = {'pvt': pvt.official_names, 'swin': swin.official_names}
 # Counters of PyTorch's BatchNorm and moving averages, which the computation
 # does not use, and what Swin computes from its sizes.
 _IGNORED = (

@@ -1,12 +1,17 @@
 """The benchmarks at toy size: what they report was asked and measured."""
 
+import argparse
 import json
 import sys
 
 import numpy as np
 import pytest
 
+from acmix_jax import tasks
 from benchmarks import detection, harness, operator, pipeline, train_step
+
+# ml_collections loads the file of a config so.
+_LOADS_CONFIG = pytest.mark.filterwarnings('ignore:.*load_module')
 
 
 def _record(main, path, *options):
@@ -121,6 +126,49 @@ def test_update_trains_the_model_it_names(tmp_path, monkeypatch):
   assert mixed['compile s'] > 0
 
 
+@pytest.mark.parametrize('name', ['retinanet:resnet50', 'mask_rcnn:resnet50'])
+def test_detectors_and_their_peers_get_the_same_objects(name):
+  args = argparse.Namespace(
+    dtype='float32',
+    batch=2,
+    image_size=[64, 96],
+    **dict.fromkeys(('acmix', 'san', 'pvt', 'swin_segmentation'), ''),
+  )
+  config = train_step.make_config(name, args)
+  task = tasks.make_task(config)
+  batch = train_step._noise(task)
+  (shapes,) = task.batch_shapes('train')
+  assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
+    k: (x.shape, x.dtype) for k, x in shapes.items()
+  }
+  assert batch['size'].tolist() == [[64, 96]] * 2
+  request = train_step._request(config, args)
+  assert request['image_size'] == [64, 96]
+  for row, objects in enumerate(request['objects']):
+    boxes = batch['boxes'][row, batch['valid'][row]]
+    np.testing.assert_allclose(boxes, objects, rtol=1e-6)
+    assert len(boxes) == 7
+    if 'masks' in batch:
+      regions = batch['mask_regions'][row, batch['valid'][row]]
+      np.testing.assert_array_equal(regions, boxes)
+      assert np.all(batch['masks'] == 255)
+
+
+@_LOADS_CONFIG
+@pytest.mark.parametrize(
+  'config', ['ade20k_upernet.py:swin_tiny', 'coco_mask_rcnn.py:swin_tiny']
+)
+def test_pipeline_makes_the_batches_of_dense_models(config, tmp_path):
+  record = _record(
+    *(pipeline.main, tmp_path / 'pipeline.json', '--rounds=1'),
+    *('--images=3', '--threads=1', '--turn_seconds=0.01'),
+    f'--config=configs/{config}',
+  )
+  (row,) = record['rows']
+  assert row['images/s'] > 0 and row['mean kB'] > 20
+
+
+@_LOADS_CONFIG
 def test_pipeline_reads_the_files_it_describes(tmp_path):
   record = _record(
     *(pipeline.main, tmp_path / 'pipeline.json', '--rounds=1'),
@@ -145,3 +193,14 @@ def test_made_pairs_are_like_those_of_ade20k():
     assert label_map.shape == pipeline._PAIR_SIZES[i][::-1]
     assert tuple(source.sizes[i]) == label_map.shape
     assert 20 < len(np.unique(label_map)) < 150
+
+
+def test_made_objects_are_like_those_of_coco():
+  source = pipeline.make_objects(10)
+  lengths = [len(source[i]['image']) for i in range(10)]
+  assert np.mean(lengths) == pytest.approx(155e3, rel=0.2)
+  height, width = source.annotations.sizes[0]
+  assert (width, height) == pipeline._OBJECT_SIZES[0]
+  boxes = source[0]['boxes']
+  assert len(boxes) == 7 and boxes.min() >= 0
+  assert np.all(boxes[:, 2:] <= (width, height))

@@ -66,9 +66,11 @@ def test_palette_holds_its_indices(bits):
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA'])
-def test_equal_channels_are_grey(mode):
-  encoded = save(Image.fromarray(NUMBERS).convert(mode))
-  np.testing.assert_array_equal(label_maps.read(encoded), NUMBERS)
+@pytest.mark.parametrize('numbers', [NUMBERS, 0 * NUMBERS])
+def test_colours_are_refused_also_where_channels_are_equal(mode, numbers):
+  encoded = save(Image.fromarray(numbers).convert(mode))
+  with pytest.raises(label_maps.LabelError, match=r"colours.*convert\('L'\)"):
+    label_maps.read(encoded)
 
 
 def test_forms_that_say_no_classes_are_refused():

@@ -5,8 +5,10 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
-from acmix_jax.data import pipeline, sources, stalls, transforms
+from acmix_jax.data import decode, pipeline, sources, stalls, transforms
+from acmix_jax.data.sources import files
 from tests import fake_data
 
 
@@ -71,3 +73,5 @@ def test_fifo_in_place_of_a_file_is_damage(tmp_path):
   assert next(batches)['mask'].all()
   assert batches.damaged == 1
   batches.close()
+  with pytest.raises(decode.DecodeError, match=f'{path} is no regular file'):
+    files.read_size(str(path))

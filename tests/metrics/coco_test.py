@@ -7,6 +7,8 @@ import pathlib
 
 import numpy as np
 import pytest
+from pycocotools import coco as coco_api
+from pycocotools import cocoeval
 
 from acmix_jax.metrics import coco
 
@@ -78,6 +80,35 @@ def test_precision_of_classes(library):
       expected = collected(alone).result()[f'{kind}/AP']
       assert each[-1] == pytest.approx(expected, abs=1e-12)
     assert np.mean(each) == pytest.approx(figures[f'{kind}/AP'], abs=1e-12)
+
+
+def test_precision_is_that_of_pycocotools(library):
+  ground_truth = load('ground_truth')
+  # Labels follow the list, pycocotools the ids.
+  order = [2, 0, 1]
+  listed = [ground_truth['categories'][place] for place in order]
+  precision = collected(ground_truth | {'categories': listed}).precision()
+  truth = coco_api.COCO(FIXTURES / 'coco_ground_truth.json')
+  for kind, iou_type in (('box', 'bbox'), ('mask', 'segm')):
+    evaluation = cocoeval.COCOeval(
+      truth, truth.loadRes(load('results')), iou_type
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    np.testing.assert_array_equal(evaluation.params.iouThrs, coco.OVERLAPS)
+    np.testing.assert_array_equal(evaluation.params.recThrs, coco.RECALLS)
+    expected = evaluation.eval['precision'][:, :, order, 0, -1]
+    assert 0 < expected.mean() < 1
+    np.testing.assert_allclose(precision[kind], expected, rtol=0, atol=1e-15)
+
+
+def test_detections_that_come_later_count_as_well():
+  precision = collected()
+  before = precision.result()
+  first = load('results')[0]
+  place = first['image_id'], [[0, 0, 1, 1]], [2.0], [0]
+  precision.add(*place, [first['segmentation']])
+  assert precision.result()['box/AP'] < before['box/AP']
 
 
 def test_results_file_is_that_of_the_server(tmp_path):

@@ -33,12 +33,12 @@ SMALL = {
 }
 
 
-def tiny(head, backbone):
+def tiny(head, backbone, **overrides):
   """A small segmenter and four random images."""
   family = next(x for x in models_test.TINY if backbone.startswith(x))
   fields, size = models_test.TINY[family]
   model = acmix_jax.create_model(
-    head, 5, backbone=backbone, **fields, **SMALL[head]
+    head, 5, backbone=backbone, **fields, **SMALL[head], **overrides
   )
   return model, jax.random.normal(jax.random.key(1), (4, *size, 3))
 

@@ -102,17 +102,45 @@ def test_data_of_one_class_is_refused(tmp_path):
   'field, value, message',
   [
     ('eval_resize', 200, 'eval_resize=200 is less than data.image_size=224'),
-    ('image_size', 0, 'size=0'),
-    ('crop_scale', (0.5, 0.1), 'scale'),
+    ('image_size', 0, 'data.image_size=0'),
+    ('crop_scale', (0.5, 0.1), 'data.crop_scale'),
     ('interpolation', 'nearest', 'bilinear, bicubic'),
-    ('flip', 2.0, 'probability=2.0'),
+    ('flip', 2.0, 'data.flip=2.0'),
   ],
 )
 def test_transforms_that_cannot_work_are_refused_at_once(field, value, message):
   config = small_config()
   config.data[field] = value
   with pytest.raises(ValueError, match=message):
-    classification.Classification(config)
+    _ = classification.Classification(config).steps_per_epoch
+
+
+def test_evaluation_looks_at_no_field_of_training():
+  config = small_config()
+  config.data.crop_scale = (0.0, 1.0)
+  config.augment.mixup_alpha = -1.0
+  config.loss.label_smoothing = 2.0
+  task = classification.Classification(config)
+  jax.eval_shape(task.init, jax.random.key(0))
+  assert task.batch_shapes('eval')
+  for field, whole in (
+    ('data.crop_scale', (0.5, 1.0)),
+    ('augment.mixup_alpha', 0.0),
+    ('loss.label_smoothing', 0.0),
+  ):
+    task = classification.Classification(config)
+    with pytest.raises(ValueError, match=field):
+      task.batch_shapes('train')
+    config.update_from_flattened_dict({field: whole})
+
+
+@pytest.mark.parametrize('name', ['scenes', 'coco'])
+def test_data_without_classes_is_named(name):
+  config = small_config()
+  config.data.name = name
+  task = classification.Classification(config)
+  with pytest.raises(ValueError, match=f"'{name}' has no classes.* folder"):
+    _ = task.steps_per_epoch
 
 
 @pytest.mark.parametrize(

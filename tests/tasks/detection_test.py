@@ -249,6 +249,30 @@ def test_fields_that_cannot_work_are_refused(data, field, value, message):
     _ = _task(data, **{field: value}).steps_per_epoch
 
 
+@pytest.mark.usefixtures('_tiny_model')
+def test_evaluation_looks_at_no_field_of_training(data):
+  task = _task(
+    data,
+    **{
+      'data.train_scales': (),
+      'data.max_objects': 0,
+      'model.images_per_group': 3,
+    },
+  )
+  jax.eval_shape(task.init, jax.random.key(0))
+  assert task.batch_shapes('eval')
+  with pytest.raises(ValueError, match='data.train_scales'):
+    task.batch_shapes('train')
+
+
+@pytest.mark.usefixtures('_tiny_model')
+@pytest.mark.parametrize('name', ['digits', 'segmentation_folder', 'scenes'])
+def test_data_without_boxes_is_named(data, name):
+  task = _task(data, **{'data.name': name})
+  with pytest.raises(ValueError, match=f"'{name}' has no boxes.* coco"):
+    _ = task.steps_per_epoch
+
+
 def test_masks_that_nobody_learns_are_refused():
   config = coco.retinanet('resnet26')
   config.data.mask_size = 16

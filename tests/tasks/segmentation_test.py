@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from acmix_jax.tasks import segmentation
-from configs import ade20k
 from tests.tasks import tiny_segmentation
 
 
@@ -198,13 +197,22 @@ def test_evaluation_of_nothing_is_an_error():
     ('eval.stride', 0, r'eval.stride=0 is not in 1..eval.window=512'),
     ('eval.stride', 513, r'eval.stride=513 is not in 1..eval.window=512'),
     ('data.std', (1.0, 0.0, 1.0), 'data.std=.* above 0'),
-    ('data.crop_size', 0, 'size=0'),
-    ('data.eval_ratios', (0.0,), 'ratio of 0.0'),
+    ('data.crop_size', 0, 'data.crop_size=0'),
+    ('data.eval_ratios', (0.0,), r'data.eval_ratios=\(0.0,\)'),
   ],
 )
 def test_fields_that_cannot_work_are_refused(data, field, value, message):
   with pytest.raises(ValueError, match=message):
     _ = _task(data, **{field: value}).steps_per_epoch
+
+
+def test_evaluation_looks_at_no_field_of_training(data):
+  fields = {'data.crop_size': 0, 'data.flip': 7.0, 'loss.average': 'none'}
+  task = _task(data, **fields)
+  jax.eval_shape(task.init, jax.random.key(0))
+  assert task.batch_shapes('eval')
+  with pytest.raises(ValueError, match='data.crop_size=0'):
+    task.batch_shapes('train')
 
 
 def test_other_classes_than_the_model_has_are_refused(data):
@@ -225,10 +233,8 @@ def test_labels_are_looked_at_before_the_first_step(data, caplog, tmp_path):
     _ = task.steps_per_epoch
 
 
-def test_data_without_label_maps_is_named():
-  config = ade20k.semantic_fpn('resnet26')
-  config.model.num_classes = 10
-  config.data.name = 'digits'
-  task = segmentation.Segmentation(config)
-  with pytest.raises(ValueError, match="'digits' has no label maps"):
-    task.description('train')
+@pytest.mark.parametrize('name', ['digits', 'coco'])
+def test_data_without_label_maps_is_named(data, name):
+  task = _task(data, **{'data.name': name})
+  with pytest.raises(ValueError, match=f"'{name}' has no label maps.* ade20k"):
+    _ = task.steps_per_epoch

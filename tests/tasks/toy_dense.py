@@ -119,6 +119,9 @@ class Evaluator:
       'count': len(self._errors),
     }
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    return {}
+
 
 class ToyDense:
   """See `tasks.Task`."""

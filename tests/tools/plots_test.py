@@ -64,6 +64,47 @@ def test_figures_show_the_series(workdir, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.fixture
+def precision(workdir):
+  """What a detector of boxes left: no object of 'dog', 'cat' is the best."""
+  values = np.full((10, 101, 3), -1.0)
+  values[:, :, 0] = np.linspace(1, 0.1, 10)[:, None]
+  values[:, :, 2] = np.linspace(0.5, 0, 101)
+  names = np.array(['cat', 'dog', 'bird'])
+  arrays = {'class_names': names, 'box_precision': values}
+  np.savez(workdir / 'evaluation.npz', **arrays)
+  return plots.read_precision(workdir)
+
+
+def test_precision_of_a_detector_is_drawn(workdir, tmp_path, precision):
+  files = plots.draw(workdir, tmp_path / 'plots')
+  assert [path.name for path in files][2:] == [
+    'precision_recall.png',
+    'class_precision.png',
+  ]
+  overlaps, classes = plots.draw_precision(*precision).axes
+  assert [text.get_text() for text in classes.get_legend().get_texts()] == [
+    'cat',
+    'bird',
+  ]
+  recalls, drawn = classes.lines[1].get_data()
+  np.testing.assert_allclose(recalls, np.arange(101) / 100, atol=1e-12)
+  np.testing.assert_allclose(drawn, np.linspace(0.5, 0, 101))
+  # The mean of 'cat', 0.1, and 'bird', 0.25 of all recalls.
+  *_, last = overlaps.lines
+  assert last.get_label() == '0.95: 17.5'
+  np.testing.assert_allclose(
+    last.get_ydata(), (0.1 + np.linspace(0.5, 0, 101)) / 2
+  )
+
+
+def test_classes_are_in_the_order_of_their_precision(precision):
+  (axis,) = plots.draw_classes(*precision).axes
+  assert [text.get_text() for text in axis.get_yticklabels()] == ['bird', 'cat']
+  lengths = [bar.get_width() for bar in axis.patches]
+  np.testing.assert_allclose(lengths, [25, 55])
+
+
 def test_lines_hold_the_metrics(workdir):
   series = plots.read_series(workdir)
   loss, accuracy, rate = plots.draw_curves(series).axes

@@ -70,6 +70,24 @@ class Rows:
   def result(self):
     return {f'bright_{i}': count for i, count in self.rows.items()}
 
+  def arrays(self):
+    return {}
+
+
+def test_arrays_of_the_last_evaluation_are_kept(tmp_path, caplog):
+  task, folder = pixel_task.PixelTask(), tmp_path / 'workdir'
+  variables = task.init(None)['params'], {}
+  evaluation = _evaluation(task)
+  for _ in range(2):
+    evaluate.evaluate(evaluation, *variables, workdir=folder)
+  assert [path.name for path in folder.iterdir()] == ['evaluation.npz']
+  with np.load(folder / 'evaluation.npz') as file:
+    assert file['matrix'].sum() == (8 + 8 + 3) * 8
+  # Someone else's training, where nothing can be written.
+  (tmp_path / 'file').touch()
+  kept = evaluate.evaluate(evaluation, *variables, workdir=tmp_path / 'file')
+  assert kept == _evaluate(task) and 'was not written' in caplog.text
+
 
 def test_rows_of_examples_keep_their_ids():
   task = ByImage()
@@ -81,11 +99,12 @@ def test_rows_of_examples_keep_their_ids():
   }
 
 
-def test_prediction_is_compiled_once_for_each_canvas():
+def test_prediction_is_compiled_once_for_each_canvas(caplog):
+  caplog.set_level('INFO')
   evaluation = _evaluation(pixel_task.PixelTask())
   for _ in range(2):
     evaluate.evaluate(evaluation, evaluation.task.init(None)['params'], {})
-  assert evaluation.predict._cache_size() == len(pixel_task.CANVASES)
+  assert caplog.text.count('Compiling the') == len(pixel_task.CANVASES)
 
 
 def test_evaluation_looks_at_no_field_of_training():

@@ -40,6 +40,9 @@ class Confusion:
     right = int(np.trace(self.matrix))
     return {'accuracy': right / int(self.matrix.sum()), 'count': right}
 
+  def arrays(self):
+    return {'matrix': self.matrix}
+
 
 class PixelTask:
   """Tells dark pixels from bright ones; every second batch is portrait."""

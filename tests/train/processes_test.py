@@ -229,6 +229,26 @@ def test_what_one_process_cannot_read_ends_both_with_its_message(
   assert (tmp_path / 'checkpoints' / '2' / 'manifest.json').exists()
 
 
+def test_a_loss_that_is_not_finite_names_the_images_of_both(tmp_path):
+  processes = [
+    _train(tmp_path, '--config.optim.learning_rate=1e30', **own)
+    for own in _pair()
+  ]
+  try:
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  named = []
+  for process, error in zip(processes, errors, strict=True):
+    assert process.returncode == 1, error
+    _, _, listing = error.rpartition('The images of the update:\n')
+    named.append(listing.splitlines()[:16])
+  assert named[0] == named[1]
+  assert len({*named[0]}) == 16  # of the batch, eight a process
+  assert all(name.startswith('  ') for name in named[0])
+
+
 @pytest.mark.parametrize('stalls', ['0', '1'])
 def test_an_input_that_stalls_on_one_process_is_said_and_ended_on_both(
   tmp_path, stalls

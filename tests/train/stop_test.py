@@ -198,3 +198,54 @@ def test_a_worker_that_fails_while_it_is_started_ends_the_training(
     next(batches)
   # The one who started it still learns how it ended.
   assert children[0].wait() == 1
+
+
+# Holds a batch of a worker to its end; the worker stalls before the next one.
+STALLED_WORKER = """
+import os, signal, threading, time
+import numpy as np
+from acmix_jax.data import pipeline, sources, transforms
+from acmix_jax.train import preemption, reader
+
+class Stalling(sources.LabelledImages):
+  class_names = ('a',)
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    if index == 2:
+      time.sleep(1000)
+    image = np.zeros((1, 1, 3), np.uint8)
+    return {'image': image, 'label': np.int32(0), 'name': str(index)}
+
+reader._CLOSE_SECONDS = 0.5
+with preemption.Preemption() as stop:
+  batches = reader.Reader(
+    pipeline.eval_batches(
+      Stalling(), transforms.Decode(), batch_size=2, workers=1
+    ),
+    stop,
+  )
+  held = next(batches)
+  threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+  start = time.monotonic()
+  try:
+    next(batches)
+  except preemption.StopRequested:
+    batches.close()
+print(time.monotonic() - start, flush=True)
+time.sleep(0.5)  # A thread of grain frees the memory.
+"""
+
+
+def test_a_stalled_worker_is_ended_without_a_word():
+  process = subprocess.Popen(
+    [sys.executable, '-c', STALLED_WORKER],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert float(process.stdout.readline()) < 15
+  _, errors = process.communicate(timeout=15)
+  assert not errors

@@ -43,22 +43,29 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# By what belongs to an image, and by name.
 _SOURCES = {
-  'ade20k': lambda config, split: open_ade20k(config.dir, split),
-  'coco': open_coco,
-  'digits': lambda config, split: Digits(split),
-  'folder': lambda config, split: Folder(config.dir, split),
-  'imagenet2012': lambda config, split: ImageNet(config.dir, split),
-  'scenes': lambda config, split: Scenes(split),
-  'scene_objects': lambda config, split: Objects(
-    Scenes(split), Scenes.class_names[1:]
-  ),
-  'segmentation_folder': open_segmentation_folder,
+  'classes': {
+    'digits': lambda config, split: Digits(split),
+    'folder': lambda config, split: Folder(config.dir, split),
+    'imagenet2012': lambda config, split: ImageNet(config.dir, split),
+  },
+  'label maps': {
+    'ade20k': lambda config, split: open_ade20k(config.dir, split),
+    'scenes': lambda config, split: Scenes(split),
+    'segmentation_folder': open_segmentation_folder,
+  },
+  'boxes': {
+    'coco': open_coco,
+    'scene_objects': lambda config, split: Objects(
+      Scenes(split), Scenes.class_names[1:]
+    ),
+  },
 }
 
 
 def make_source(
-  config: ml_collections.ConfigDict, split: str
+  config: ml_collections.ConfigDict, split: str, labels: str | None = None
 ) -> LabelledImages | LabelMaps | Coco:
   """Opens one split of the data set `config.name`, stored in `config.dir`.
 
@@ -66,13 +73,22 @@ def make_source(
     config: `config.data` of an experiment.
     split: 'train' or 'validation'; prepared data sets also take parts in the
       notation of TFDS ('train[:99%]'), folders also 'test'.
+    labels: what shall belong to an image: 'classes', 'label maps' or 'boxes';
+      None: whatever the data set has.
 
   Raises:
     lookup.UnknownName: no data set has this name.
-    ValueError: the split or the content of `config.dir` is not as expected.
+    ValueError: it has other labels, or the split or the content of `config.dir`
+      is not as expected.
     FileNotFoundError: nothing is at `config.dir`.
   """
-  open_split = lookup.find(_SOURCES, config.name, 'Data set')
+  known = {name: x for group in _SOURCES.values() for name, x in group.items()}
+  open_split = lookup.find(known, config.name, 'Data set')
+  if labels is not None and config.name not in _SOURCES[labels]:
+    raise ValueError(
+      f'Data {config.name!r} has no {labels}, which the task needs: set '
+      f'data.name to one of {", ".join(_SOURCES[labels])}.'
+    )
   with stalls.watched(f'the list of files in {config.dir}'):
     source = open_split(config, split)
   logger.info(

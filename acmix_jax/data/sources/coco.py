@@ -265,6 +265,13 @@ def open_coco(config: ml_collections.ConfigDict, split: str) -> Coco:
       ) from error
     annotations = coco_annotations.load(packed_path(records.directory, split))
     images = PackedImages(records, annotations)
+  if training and not annotations.trainable.any():
+    raise ValueError(
+      f'{path} (data.train_annotations) holds no object to learn: '
+      f'{len(annotations.labels)} annotations, all of which are crowds, to be '
+      'ignored, or without pixels. Give the file of the training images that '
+      'has their boxes.'
+    )
   return Coco(
     annotations,
     images,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from acmix_jax.data import decode
-from acmix_jax.data.sources import coco_annotations, coco_format
+from acmix_jax.data.sources import coco_annotations, coco_format, files
 
 # Images whose size is looked up before training; all would take minutes on a
 # network. Of any other the size is compared when it is decoded.
@@ -75,7 +75,7 @@ def _check_images(annotations, folder, mistakes, all_sizes) -> None:
       continue
     height, width = annotations.size(index)
     try:
-      found = decode.read_size(os.path.join(folder, names[index]))
+      found = files.read_size(os.path.join(folder, names[index]))
     except (OSError, decode.DecodeError):
       continue  # Counted when it is read; a few may be damaged.
     if found != (height, width):

@@ -64,6 +64,11 @@ def from_coco(
   mistakes = Mistakes(origin)
   images = _checked(content['images'], _IMAGE, 'image', mistakes)
   categories = _checked(content['categories'], _CATEGORY, 'category', mistakes)
+  names = collections.Counter(entry['name'] for entry in categories)
+  for entry in categories:
+    if names[entry['name']] > 1:
+      kind = 'categories with the name of another'
+      mistakes.add(kind, f'{entry["id"]} ({entry["name"]})')
   annotations = _checked(
     content['annotations'], _ANNOTATION, 'annotation', mistakes
   )

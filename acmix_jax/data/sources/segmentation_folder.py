@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 import numpy as np
 
-from acmix_jax.data import decode, label_maps, stalls
+from acmix_jax.data import label_maps
 from acmix_jax.data.sources import files, label_files, listing, splits
 
 _IMAGES, _LABELS = 'images', 'labels'
@@ -131,8 +131,7 @@ class SegmentationFolder(label_files.LabelFiles):
   def read_size(self, index: int) -> tuple[int, int]:
     """See `LabelFiles`."""
     image, _ = self._paths(index)
-    with stalls.watched(image):
-      return decode.read_size(image)
+    return files.read_size(image)
 
   def _paths(self, index: int) -> tuple[str, str]:
     stem = self._stems[index]

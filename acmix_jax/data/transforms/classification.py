@@ -1,30 +1,43 @@
 """The transforms with which classifiers are trained and evaluated."""
 
+import functools
+
 import ml_collections
 
 from acmix_jax.data.transforms import image, randaugment, transform
 
 
 def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
-  """The training transform of `config.data`: crop, flip and RandAugment."""
+  """The training transform of `config.data`: crop, flip and RandAugment.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+  make = functools.partial(transform.from_config, config=config)
   steps = [
     transform.Decode(),
-    image.RandomResizedCrop(
-      config.image_size,
-      scale=tuple(config.crop_scale),
-      ratio=tuple(config.crop_ratio),
-      interpolation=config.interpolation,
+    make(
+      image.RandomResizedCrop,
+      {
+        'size': 'image_size',
+        'scale': 'crop_scale',
+        'ratio': 'crop_ratio',
+        'interpolation': 'interpolation',
+      },
     ),
-    image.RandomFlip(config.flip),
+    make(image.RandomFlip, {'probability': 'flip'}),
   ]
   if config.randaugment_operations:
     steps.append(
-      randaugment.RandAugment(
-        config.randaugment_operations,
-        magnitude=config.randaugment_magnitude,
-        magnitude_std=config.randaugment_std,
+      make(
+        randaugment.RandAugment,
+        {
+          'num_operations': 'randaugment_operations',
+          'magnitude': 'randaugment_magnitude',
+          'magnitude_std': 'randaugment_std',
+          'interpolation': 'interpolation',
+        },
         fill=tuple(round(255 * value) for value in config.mean),
-        interpolation=config.interpolation,
       )
     )
   return transform.Compose(tuple(steps))
@@ -34,8 +47,11 @@ def eval_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   """The evaluation transform of `config.data`: resize and central crop.
 
   Raises:
-    ValueError: the resized image would be smaller than the crop.
+    ValueError: a field is out of range, or the resized image would be smaller
+      than the crop.
   """
+  make = functools.partial(transform.from_config, config=config)
+  crop = make(image.CenterCrop, {'size': 'image_size'})
   if config.eval_resize < config.image_size:
     raise ValueError(
       f'data.eval_resize={config.eval_resize} is less than '
@@ -45,7 +61,10 @@ def eval_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   return transform.Compose(
     (
       transform.Decode(),
-      image.ResizeShort(config.eval_resize, interpolation=config.interpolation),
-      image.CenterCrop(config.image_size),
+      make(
+        image.ResizeShort,
+        {'size': 'eval_resize', 'interpolation': 'interpolation'},
+      ),
+      crop,
     )
   )

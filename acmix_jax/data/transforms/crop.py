@@ -31,11 +31,12 @@ class RandomCrop(geometric.Geometric):
   ignored_label: int = 255
 
   def __post_init__(self):
-    transform.check_size('RandomCrop: size', self.size)
+    transform.check_count('size', self.size)
     if not 0 < self.max_category_share <= 1:
-      raise ValueError(
-        f'RandomCrop: max_category_share={self.max_category_share} is not '
-        'above 0 and at most 1.'
+      raise transform.FieldError(
+        'max_category_share',
+        self.max_category_share,
+        'is not above 0 and at most 1.',
       )
 
   def place(

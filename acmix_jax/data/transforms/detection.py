@@ -74,21 +74,24 @@ def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   Raises:
     ValueError: a field is out of range.
   """
-  canvases = _canvases(config)
-  resize = Rescale(_scales(config, 'train_scales'), canvases)
-  flip = image.RandomFlip(config.flip)
+  make = functools.partial(transform.from_config, config=config)
+  padding = _padding(config)
+  resize = make(Rescale, {'scales': 'train_scales'}, canvases=padding.canvases)
+  flip = make(image.RandomFlip, {'probability': 'flip'})
   if config.crop_scales:
     crop = (
-      Rescale(_scales(config, 'crop_scales')),
-      RandomCropOfRange(tuple(config.crop_range)),
+      make(Rescale, {'scales': 'crop_scales'}),
+      make(RandomCropOfRange, {'sides': 'crop_range'}),
       resize,
     )
     steps = (flip, OneOf((resize, transform.Compose(crop))))
   else:
     steps = (resize, flip)
-  objects = ToRows(config.max_objects, config.mask_size)
+  objects = make(
+    ToRows, {'max_objects': 'max_objects', 'mask_size': 'mask_size'}
+  )
   return transform.Compose(
-    (transform.Decode(), Prepare(), *steps, pad.Pad(canvases), objects)
+    (transform.Decode(), Prepare(), *steps, padding, objects)
   )
 
 
@@ -100,36 +103,27 @@ def eval_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   Raises:
     ValueError: a field is out of range.
   """
-  canvases = _canvases(config)
-  resize = Rescale((tuple(config.eval_scale),), canvases)
+  padding = _padding(config)
+  resize = transform.from_config(
+    lambda scales: Rescale((scales,), padding.canvases),
+    {'scales': 'eval_scale'},
+    config,
+  )
   return transform.Compose(
-    (
-      transform.Decode(),
-      Prepare(),
-      resize,
-      pad.Pad(canvases),
-      Measure(),
-    )
+    (transform.Decode(), Prepare(), resize, padding, Measure())
   )
 
 
-def _canvases(config: ml_collections.ConfigDict) -> _Scales:
-  canvases = tuple(tuple(canvas) for canvas in config.canvases)
-  if len(canvases) not in (1, 2):
-    raise ValueError(
-      f'data.canvases={canvases} is neither one (height, width) nor two, for '
-      'images wider than high and for the others.'
+def _padding(config: ml_collections.ConfigDict) -> pad.Pad:
+  padding = transform.from_config(pad.Pad, {'canvases': 'canvases'}, config)
+  if len(padding.canvases) > 2:
+    raise transform.FieldError(
+      'data.canvases',
+      padding.canvases,
+      'is neither one (height, width) nor two, for images wider than high and '
+      'for the others.',
     )
-  return canvases
-
-
-def _scales(config: ml_collections.ConfigDict, name: str) -> _Scales:
-  scales = tuple(tuple(scale) for scale in config[name])
-  if not scales:
-    raise ValueError(f'data.{name} is empty; give at least one scale.')
-  for scale in scales:
-    transform.check_range(f'data.{name}: a scale', sorted(scale))
-  return scales
+  return padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +159,12 @@ class Rescale(geometric.Geometric):
   scales: _Scales
   canvases: _Scales = ()
 
+  def __post_init__(self):
+    if not self.scales:
+      raise transform.FieldError('scales', self.scales, 'is empty; give one.')
+    for scale in self.scales:
+      rescale.check_scale('scales', scale)
+
   def place(
     self, example: Example, rng: np.random.Generator
   ) -> geometric.Placement:
@@ -198,7 +198,8 @@ class RandomCropOfRange(geometric.Geometric):
   sides: tuple[int, int]
 
   def __post_init__(self):
-    transform.check_range('data.crop_range', self.sides)
+    transform.check_pair('sides', self.sides, '(least, greatest)')
+    transform.check_range('sides', self.sides)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -245,12 +246,13 @@ class ToRows:
   mask_size: int
 
   def __post_init__(self):
-    if self.max_objects < 1:
-      raise ValueError(f'data.max_objects={self.max_objects} is less than 1.')
+    transform.check_count('max_objects', self.max_objects, 'objects')
     if self.mask_size < 0 or self.mask_size % 8:
-      raise ValueError(
-        f'data.mask_size={self.mask_size} is no multiple of 8: masks are sent '
-        'to the device in bytes of 8 pixels.'
+      raise transform.FieldError(
+        'mask_size',
+        self.mask_size,
+        'is neither 0 nor a multiple of 8: masks are sent to the device in '
+        'bytes of 8 pixels.',
       )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:

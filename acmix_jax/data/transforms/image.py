@@ -50,10 +50,10 @@ class RandomResizedCrop(geometric.Geometric):
   interpolation: str = 'bilinear'
 
   def __post_init__(self):
-    transform.check_size('size', self.size)
-    transform.check_range('scale', self.scale)
+    transform.check_count('size', self.size)
+    transform.check_range('scale', self.scale, most=1)
     transform.check_range('ratio', self.ratio)
-    _check_interpolation(self.interpolation)
+    transform.check_choice('interpolation', self.interpolation, _CV2_FILTERS)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -97,10 +97,7 @@ class RandomFlip(geometric.Geometric):
   probability: float = 0.5
 
   def __post_init__(self):
-    if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f'RandomFlip: probability={self.probability} is not within 0..1.'
-      )
+    transform.check_probability('probability', self.probability)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -124,8 +121,8 @@ class ResizeShort(geometric.Geometric):
   interpolation: str = 'bilinear'
 
   def __post_init__(self):
-    transform.check_size('size', self.size)
-    _check_interpolation(self.interpolation)
+    transform.check_count('size', self.size)
+    transform.check_choice('interpolation', self.interpolation, _PILLOW_FILTERS)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -154,7 +151,7 @@ class CenterCrop(geometric.Geometric):
   size: int
 
   def __post_init__(self):
-    transform.check_size('size', self.size)
+    transform.check_count('size', self.size)
 
   def place(
     self, example: Example, rng: np.random.Generator
@@ -175,10 +172,3 @@ class CenterCrop(geometric.Geometric):
 def _overhang(side: int, shorter: int) -> int:
   """Pixels to cut from both ends of a side, so that its centre stays."""
   return max(0, -(-(side - _LONGEST * shorter) // 2))
-
-
-def _check_interpolation(name: str) -> None:
-  if name not in _CV2_FILTERS:
-    raise ValueError(
-      f'interpolation={name!r} is not one of: {", ".join(_CV2_FILTERS)}.'
-    )

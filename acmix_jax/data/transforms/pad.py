@@ -32,11 +32,10 @@ class Pad:
   ignored_label: int = 255
 
   def __post_init__(self):
-    if not self.canvases or min(min(canvas) for canvas in self.canvases) < 1:
-      raise ValueError(
-        f'Pad: canvases={self.canvases} is not one or more (height, width), '
-        'each of at least a pixel.'
-      )
+    if not self.canvases:
+      raise transform.FieldError('canvases', self.canvases, 'is empty.')
+    for canvas in self.canvases:
+      transform.check_pair('canvases', canvas, '(height, width)')
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     del rng

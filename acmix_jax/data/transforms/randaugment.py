@@ -163,29 +163,19 @@ class RandAugment:
   interpolation: str = 'bicubic'
 
   def __post_init__(self):
-    if self.num_operations < 1:
-      raise ValueError(
-        f'RandAugment: num_operations={self.num_operations} is less than 1.'
-      )
+    transform.check_count('num_operations', self.num_operations, 'operations')
     if not 0 <= self.magnitude <= GREATEST_MAGNITUDE:
-      raise ValueError(
-        f'RandAugment: magnitude={self.magnitude} is not within '
-        f'0..{GREATEST_MAGNITUDE}.'
+      raise transform.FieldError(
+        'magnitude', self.magnitude, f'is not within 0..{GREATEST_MAGNITUDE}.'
       )
     if not 0 <= self.magnitude_std < math.inf:
-      raise ValueError(
-        f'RandAugment: magnitude_std={self.magnitude_std} is not a finite '
-        'number of at least 0.'
+      raise transform.FieldError(
+        'magnitude_std',
+        self.magnitude_std,
+        'is not a finite number of at least 0.',
       )
-    if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f'RandAugment: probability={self.probability} is not within 0..1.'
-      )
-    if self.interpolation not in _FILTERS:
-      raise ValueError(
-        f'RandAugment: interpolation={self.interpolation!r} is not one of: '
-        f'{", ".join(_FILTERS)}.'
-      )
+    transform.check_probability('probability', self.probability)
+    transform.check_choice('interpolation', self.interpolation, _FILTERS)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     transform.check_arrays(self, example, ('image',))

@@ -27,12 +27,14 @@ def rescaled_size(
   return height, width
 
 
-def check_scale(name: str, scale: tuple[int, int], least_ratio: float) -> None:
-  """Raises a ValueError where a scale leaves less than a pixel."""
-  if len(scale) != 2 or int(min(scale) * least_ratio) < 1:
-    raise ValueError(
-      f'{name}={scale} is not (longer side, shorter side) of a pixel or more '
-      f'each, at the least ratio of {least_ratio}.'
+def check_scale(
+  field: str, scale: tuple[int, int], least_ratio: float = 1
+) -> None:
+  """Raises a FieldError where a scale leaves less than a pixel."""
+  transform.check_pair(field, scale, '(longer side, shorter side)')
+  if int(min(scale) * least_ratio) < 1:
+    raise transform.FieldError(
+      field, scale, f'leaves no pixel at the least ratio of {least_ratio}.'
     )
 
 
@@ -57,8 +59,8 @@ class RandomRescale(geometric.Geometric):
   ratio: tuple[float, float] = (0.5, 2.0)
 
   def __post_init__(self):
-    transform.check_range('RandomRescale: ratio', self.ratio)
-    check_scale('RandomRescale: scale', self.scale, self.ratio[0])
+    transform.check_range('ratio', self.ratio)
+    check_scale('scale', self.scale, self.ratio[0])
 
   def place(
     self, example: Example, rng: np.random.Generator

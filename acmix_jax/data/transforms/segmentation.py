@@ -22,6 +22,8 @@ to 0 once it is done, since the sources pad after normalisation.
 
 import collections
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 
 import ml_collections
@@ -56,12 +58,19 @@ def train_transform(config: ml_collections.ConfigDict) -> transform.Compose:
   Raises:
     ValueError: a field is out of range.
   """
+  make = functools.partial(transform.from_config, config=config)
   steps = [
     transform.Keep(('image', 'label_map')),
     transform.Decode(),
-    rescale.RandomRescale(tuple(config.image_scale), tuple(config.ratio_range)),
-    crop.RandomCrop(config.crop_size, config.max_category_share, IGNORED),
-    image.RandomFlip(config.flip),
+    make(
+      rescale.RandomRescale, {'scale': 'image_scale', 'ratio': 'ratio_range'}
+    ),
+    make(
+      crop.RandomCrop,
+      {'size': 'crop_size', 'max_category_share': 'max_category_share'},
+      ignored_label=IGNORED,
+    ),
+    make(image.RandomFlip, {'probability': 'flip'}),
   ]
   if config.photometric:
     steps.append(photometric.PhotometricDistortion())
@@ -105,10 +114,14 @@ class EvalScales:
   multiple: int = 1
 
   def __post_init__(self):
-    if not self.ratios:
-      raise ValueError('data.eval_ratios is empty; (1.0,) is a single scale.')
-    rescale.check_scale('data.image_scale', self.scale, min(self.ratios))
-    transform.check_size('data.eval_multiple', self.multiple)
+    if not self.ratios or not all(0 < x < math.inf for x in self.ratios):
+      raise transform.FieldError(
+        'ratios',
+        self.ratios,
+        'is not one or more factors above 0; (1.0,) is a single scale.',
+      )
+    rescale.check_scale('scale', self.scale, min(self.ratios))
+    transform.check_count('multiple', self.multiple)
 
   def steps(
     self, size: tuple[int, int]
@@ -168,8 +181,14 @@ def _coarse(side: int) -> int:
 
 
 def _eval_scales(config: ml_collections.ConfigDict) -> EvalScales:
-  return EvalScales(
-    tuple(config.image_scale), tuple(config.eval_ratios), config.eval_multiple
+  return transform.from_config(
+    EvalScales,
+    {
+      'scale': 'image_scale',
+      'ratios': 'eval_ratios',
+      'multiple': 'eval_multiple',
+    },
+    config,
   )
 
 

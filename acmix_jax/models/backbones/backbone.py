@@ -91,13 +91,17 @@ class Backbone(nn.Module, kw_only=True):
         return operator
     return self.operator
 
-  def _check_fields(self, **by_stage: tuple):
-    """Raises ValueError for a value of the shared fields that cannot work.
+  def _check_fields(self, *counts: str, **by_stage: tuple):
+    """Raises ValueError for a value that cannot work.
 
     Args:
+      *counts: Names of fields, besides the shared ones, that hold whole numbers
+        from 1 up.
       **by_stage: Fields with one value for each stage.
     """
     name = type(self).__name__
+    counts = ('stage_sizes', *counts)
+    checks.check_counts(name, **{x: getattr(self, x) for x in counts})
     checks.check_choice(name, 'remat', self.remat, remat.REMATS)
     checks.check_stages(name, self.stage_sizes, **by_stage)
     if not 0 <= self.frozen_stages <= len(self.stage_sizes):

@@ -78,6 +78,7 @@ class PVT(backbone.Backbone):
 
   def setup(self):
     self._check_fields(
+      *('image_size', 'patch_size', 'widths', 'num_heads', 'reductions'),
       widths=self.widths,
       num_heads=self.num_heads,
       mlp_ratios=self.mlp_ratios,

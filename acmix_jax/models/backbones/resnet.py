@@ -97,7 +97,7 @@ class ResNet(backbone.Backbone):
 
   def setup(self):
     checks.check_choice('ResNet', 'stem', self.stem, ('imagenet', 'small'))
-    self._check_fields()
+    self._check_fields('width', 'num_heads', 'norm_groups')
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     conv = functools.partial(
       layers.Conv, kernel_init=layers.KAIMING_FAN_OUT, **dtypes

@@ -103,7 +103,11 @@ class SAN(backbone.Backbone):
     return max(self.strides.values())
 
   def setup(self):
-    self._check_fields(widths=self.widths, kernel_sizes=self.kernel_sizes)
+    self._check_fields(
+      *('widths', 'stem_size', 'stem_width', 'norm_groups'),
+      widths=self.widths,
+      kernel_sizes=self.kernel_sizes,
+    )
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     dense = functools.partial(layers.Dense, use_bias=False, **dtypes)
     norm = functools.partial(

@@ -94,7 +94,10 @@ class Swin(backbone.Backbone):
     )
 
   def setup(self):
-    self._check_fields(num_heads=self.num_heads)
+    self._check_fields(
+      *('patch_size', 'width', 'num_heads', 'window_size'),
+      num_heads=self.num_heads,
+    )
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     rates = transformer.drop_path_rates(self.drop_path, self.stage_sizes)
 

@@ -4,7 +4,9 @@ A layout maps (official array, our shape) to our array. An array that cannot be
 of our shape keeps another one, which the conversion reports.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +64,23 @@ def hybrid(ours: str, official: str) -> list:
     (f'params/{ours}/fc_bias', f'{official}.fc.bias', same),
     (f'params/{ours}/depthwise_kernel', depthwise, conv),
   ]
+
+
+def renamed(
+  state_dict: Mapping[str, Any], rules: Sequence[tuple[str, str | Callable]]
+) -> dict[str, Any]:
+  """The entries of another library's model under the official names.
+
+  Args:
+    state_dict: arrays by name.
+    rules: pairs of `re.sub`, applied in turn to each name.
+  """
+  results = {}
+  for name, value in state_dict.items():
+    for pattern, official in rules:
+      name = re.sub(pattern, official, name)
+    results[name] = value
+  return results
 
 
 def within(part: str, table: list) -> list:

@@ -1,10 +1,15 @@
-"""Names of the official PVT.
+"""Names of the official PVT, and of mmdetection's.
 
-Source: whai362/PVT classification/pvt.py. PVT-ACmix has no official weights;
-its own parameters take the names they have in the official Swin-ACmix.
+Sources: whai362/PVT classification/pvt.py; mmdetection 2.28
+mmdet/models/backbones/pvt.py, whose queries, keys and values are one array.
+PVT-ACmix has no official weights; its own parameters take the names they have
+in the official Swin-ACmix.
 """
 
 import math
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +19,7 @@ from acmix_jax.weights.tables.layouts import (
   hybrid,
   layer,
   norm,
+  renamed,
 )
 
 _STAGE = r'backbone/stage(\d)_'
@@ -21,6 +27,42 @@ _BLOCK = _STAGE + r'(\d+)/'
 # Attention alone has the names of ACmix's attention path.
 _ATTENTION = _BLOCK + r'operator/(?:attention/)?'
 _OFFICIAL = r'block\1.\2.'
+
+# Of mmdetection's stages: the embedding, then a list that the position table is
+# the first of.
+_LAYER = r'^backbone\.layers\.(\d)\.'
+_MMDETECTION = [
+  (_LAYER + r'0\.projection', lambda m: f'{_part("patch_embed", m)}.proj'),
+  (_LAYER + r'0\.norm', lambda m: f'{_part("patch_embed", m)}.norm'),
+  (_LAYER + r'1\.0\.pos_embed', lambda m: _part('pos_embed', m)),
+  (
+    _LAYER + r'1\.(\d+)',
+    lambda m: f'{_part("block", m)}.{int(m[2]) - 1}',
+  ),
+  (r'\.attn\.attn\.out_proj\.', '.attn.proj.'),
+  (r'\.ffn\.layers\.0\.', '.mlp.fc1.'),
+  (r'\.ffn\.layers\.3\.', '.mlp.fc2.'),
+]
+_IN_PROJECTION = '.attn.attn.in_proj_'
+
+
+def _part(name: str, stage: re.Match) -> str:
+  return f'backbone.{name}{int(stage[1]) + 1}'
+
+
+def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """Renames the entries of mmdetection's PVT, if it is that one."""
+  if 'backbone.layers.0.0.projection.weight' not in state_dict:
+    return dict(state_dict)
+  entries = {}
+  for name, x in state_dict.items():
+    if _IN_PROJECTION in name:
+      channels = len(x) // 3
+      entries[name.replace(_IN_PROJECTION, '.attn.q.')] = x[:channels]
+      entries[name.replace(_IN_PROJECTION, '.attn.kv.')] = x[channels:]
+    else:
+      entries[name] = x
+  return renamed(entries, _MMDETECTION)
 
 
 def _grid(x: np.ndarray, shape: Shape) -> np.ndarray:

@@ -7,7 +7,6 @@ mmdetection, since they have a Swin of their own, do but for the order of the
 four pixels that are merged.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from acmix_jax.weights.tables.layouts import (
   hybrid,
   layer,
   norm,
+  renamed,
   same,
 )
 
@@ -59,12 +59,7 @@ def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
       name: _official_order(x) if '.downsample.' in name else x
       for name, x in state_dict.items()
     }
-  renamed = {}
-  for name, value in state_dict.items():
-    for pattern, official in rules:
-      name = re.sub(pattern, official, name)
-    renamed[name] = value
-  return renamed
+  return renamed(state_dict, rules)
 
 
 def _official_order(x: np.ndarray) -> np.ndarray:

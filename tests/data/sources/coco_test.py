@@ -190,6 +190,12 @@ def set_entry(index, **fields):
     ),
     (lambda data, _: data['images'][2].pop('width'), "whose 'width'.*: 23"),
     (lambda data, _: data['images'][2].update(id='a'), "whose 'id'.*: a"),
+    (
+      lambda data, _: data.update(
+        categories=[*fake_coco.CATEGORIES, {'id': 3, 'name': 'cup'}]
+      ),
+      r'categories with the name of another: 90 \(cup\), 3 \(cup\)',
+    ),
     (lambda data, _: data.pop('categories'), "no list 'categories'"),
     (lambda data, _: data['images'].clear(), 'lists no images'),
   ],
@@ -235,6 +241,24 @@ def test_annotations_without_pixels(directory, tmp_path, caplog):
     caplog.text
   )
   assert len(source[2]['labels']) == 2
+
+
+@pytest.mark.parametrize('empty', ['missing', 'none', 'crowds'])
+def test_a_training_file_without_objects_is_named(tmp_path, empty):
+  home = fake_coco.write(tmp_path)
+  path = home / 'annotations' / 'instances_train2017.json'
+  content = json.loads(path.read_text())
+  if empty == 'missing':
+    del content['annotations']
+  elif empty == 'none':
+    content['annotations'].clear()
+  else:
+    for annotation in content['annotations']:
+      annotation['iscrowd'] = 1
+  path.write_text(json.dumps(content))
+  message = f'{path} .data.train_annotations. holds no object to learn'
+  with pytest.raises(ValueError, match=message):
+    sources.make_source(config(home, train_empty_images=True), 'train')
 
 
 def test_images_that_do_not_fit_are_named(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from acmix_jax.data import decode, label_maps, pipeline, sources
+from acmix_jax.data.sources import files
 from acmix_jax.data.transforms import segmentation
 from tests import fake_data
 from tests.data.transforms import segmentation_test
@@ -294,11 +295,11 @@ def test_size_of_an_image_is_read_from_its_header(tmp_path):
   path = tmp_path / 'a.jpg'
   content = fake_data.encode(fake_data.picture(0, (41, 30)), 'rotated')
   path.write_bytes(content[:-50])
-  assert decode.read_size(os.fspath(path)) == (30, 41)
+  assert files.read_size(os.fspath(path)) == (30, 41)
   for damaged in (b'nothing', content[:200]):
     path.write_bytes(damaged)
     with pytest.raises(decode.DecodeError):
-      decode.read_size(os.fspath(path))
+      files.read_size(os.fspath(path))
 
 
 def test_failing_disk_is_not_taken_for_damage(tmp_path, monkeypatch):

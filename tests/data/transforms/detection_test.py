@@ -216,19 +216,3 @@ def test_image_of_another_size_than_its_annotations_is_damaged():
   example['image'] = fake_data.encode(fake_data.picture(0, (48, 64)))
   with pytest.raises(decode.DecodeError, match='annotations 48 x 64.*EXIF'):
     transform(example, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'mask_size': 12}, 'mask_size=12 is no multiple of 8'),
-    ({'max_objects': 0}, 'max_objects=0 is less than 1'),
-    ({'train_scales': ()}, 'train_scales is empty'),
-    ({'train_scales': ((0, 5),)}, 'train_scales: a scale'),
-    ({'canvases': ()}, 'data.canvases='),
-    ({'crop_scales': ((9, 9),), 'crop_range': (5, 2)}, 'crop_range='),
-  ],
-)
-def test_fields_out_of_range_are_refused(fields, message):
-  with pytest.raises(ValueError, match=message):
-    detection.train_transform(config(**fields))

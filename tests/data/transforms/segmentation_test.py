@@ -273,34 +273,12 @@ def test_label_map_of_another_size_is_damage(size, hint):
       transform(example, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'ratio_range': (2.0, 0.5)}, 'ratio=.*least, greatest'),
-    ({'ratio_range': (1e-3, 2.0)}, r'scale=\(256, 64\) .* ratio of 0.001'),
-    ({'image_scale': (0, 64)}, r'scale=\(0, 64\) is not \(longer side'),
-    ({'crop_size': 0}, 'RandomCrop: size=0'),
-    ({'max_category_share': 0.0}, 'max_category_share=0.0 is not above 0'),
-    ({'flip': 2.0}, 'probability=2.0'),
-  ],
-)
-def test_training_fields_out_of_range(fields, message):
+def test_a_scale_of_which_a_ratio_leaves_no_pixel_is_refused():
+  message = r'data.image_scale=\(256, 64\) .* ratio of 0.001'
   with pytest.raises(ValueError, match=message):
-    segmentation.train_transform(make_config(**fields))
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    ({'eval_ratios': ()}, 'data.eval_ratios is empty'),
-    ({'eval_ratios': (1.0, 0.001)}, 'data.image_scale=.* ratio of 0.001'),
-    ({'eval_multiple': 0}, 'data.eval_multiple=0 is not'),
-    ({'image_scale': (0, 64)}, 'data.image_scale'),
-  ],
-)
-def test_evaluation_fields_out_of_range(fields, message):
+    segmentation.train_transform(make_config(ratio_range=(1e-3, 2.0)))
   with pytest.raises(ValueError, match=message):
-    segmentation.eval_canvases(make_config(**fields), [(60, 90)])
+    segmentation.eval_canvases(make_config(eval_ratios=(1.0, 1e-3)), [(60, 90)])
 
 
 def test_what_else_an_example_holds_is_left_out():

@@ -114,6 +114,42 @@ def test_stages_that_there_are_not_cannot_be_frozen(name, frozen_stages):
     jax.eval_shape(backbone.init, jax.random.key(0), images)
 
 
+@pytest.mark.parametrize('name', ['resnet26', 'san10', 'pvt_tiny', 'swin_tiny'])
+@pytest.mark.parametrize('sizes', [(), (0,), (2, 2, -1, 2)], ids=str)
+def test_a_stage_without_blocks_is_refused(name, sizes):
+  backbone = models.make_backbone(name, stage_sizes=sizes)
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  message = re.escape(f': stage_sizes={sizes}; one or more whole numbers')
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(backbone.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+  'name, field, value',
+  [
+    ('resnet26', 'width', 0),
+    ('resnet26', 'norm_groups', 0),
+    ('san10', 'stem_size', -1),
+    ('san10', 'widths', (0, 512, 1024, 2048)),
+    ('pvt_tiny', 'patch_size', -1),
+    ('pvt_tiny', 'image_size', 0),
+    ('pvt_tiny', 'mlp_ratios', (0, 8, 4, 4)),
+    ('swin_tiny', 'window_size', 0),
+    ('swin_tiny', 'mlp_ratio', -1),
+  ],
+)
+def test_a_size_that_leaves_nothing_is_named(name, field, value):
+  backbone = models.make_backbone(name, **{field: value})
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  with pytest.raises(ValueError, match=f'{field.removesuffix("s")}s?='):
+    jax.eval_shape(backbone.init, jax.random.key(0), images)
+
+
+def test_a_model_of_no_classes_is_refused():
+  with pytest.raises(ValueError, match='resnet26: num_classes=0; a whole'):
+    models.create_model('resnet26', num_classes=0)
+
+
 def test_a_backbone_takes_the_weights_of_a_classifier():
   model, images = models_test.tiny('swin_tiny')
   variables = jax.jit(model.init)(jax.random.key(0), images)
