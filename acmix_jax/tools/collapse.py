@@ -1,9 +1,8 @@
 r"""Drops the paths of ACmix layers that matter little, and says what it saves.
 
-    python -m acmix_jax.tools.collapse RUN --threshold=0.05 [--out=FILE]
-    python -m acmix_jax.tools.collapse RUN --layers='stage1_*=attention'
-    python -m acmix_jax.tools.collapse CONFIG.py RUN --threshold=0.05 \
-        [--config.FIELD=VALUE ...]
+    acmix-jax collapse RUN --threshold=0.05 [--out=FILE]
+    acmix-jax collapse RUN --layers='stage1_*=attention'
+    acmix-jax collapse CONFIG RUN --threshold=0.05 [--config.FIELD=VALUE ...]
 
 RUN is the workdir of a training, one of its checkpoints, or a .safetensors
 file, which needs the CONFIG. A path is dropped whose share of |alpha| + |beta|
@@ -151,8 +150,8 @@ def _layers(text: str) -> dict[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.collapse',
-    usage='%(prog)s [CONFIG.py] RUN (--threshold=SHARE | --layers=BLOCK=PATH,'
+    prog='acmix-jax collapse',
+    usage='%(prog)s [CONFIG] RUN (--threshold=SHARE | --layers=BLOCK=PATH,'
     '...) [--out=FILE]',
     description='Drops paths of ACmix layers, and says what it saves. Fields '
     'of the config follow as --config.FIELD=VALUE.',
@@ -182,15 +181,16 @@ def _read(paths: Sequence[str], overrides: Sequence[str]) -> tuple:
     return config_file.load(given[0], overrides), path
   if overrides:
     raise ValueError(
-      f'{" ".join(overrides)}: fields can be set of a CONFIG file alone.'
+      f'{" ".join(overrides)}: fields can be set of a CONFIG alone.'
     )
   if path.parent.name != files.CHECKPOINTS:
-    raise ValueError(f'{path} has no recorded config; give its CONFIG.py.')
+    raise ValueError(f'{path} has no recorded config; give its CONFIG.')
   return recorded_config.load(path.parents[1]), path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 2 for what cannot be done."""
+  logging.basicConfig(format='collapse: %(message)s')
   args, overrides = _parser().parse_known_args(argv)
   try:
     if args.out and args.out.suffix != '.safetensors':
@@ -216,5 +216,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  logging.basicConfig(format='collapse: %(message)s')
   sys.exit(main())

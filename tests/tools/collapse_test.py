@@ -72,7 +72,7 @@ def test_a_path_is_dropped_and_the_smaller_network_written(
     (['RUN', '--threshold=0.1', '--out=x.npz'], 'must end in .safetensors'),
     (['RUN', '--layers=stage2_*=attention'], 'matches no ACmix layer'),
     (['RUN', '--layers=stage1_0'], "Path '' is unknown"),
-    (['RUN', '--threshold=0.1', '--config.seed=1'], 'of a CONFIG file alone'),
+    (['RUN', '--threshold=0.1', '--config.seed=1'], 'of a CONFIG alone'),
     (['NONE', '--threshold=0.1'], 'is no .safetensors file'),
     (['FILE', '--threshold=0.1'], 'has no recorded config'),
     (['CONFIG', 'FILE', '--threshold=0.1'], 'Hardly any weights fit'),
