@@ -1,4 +1,4 @@
-"""ACmix layers with the path alone that their weights say matters."""
+"""ACmix layers with one path in place of two."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -55,8 +55,8 @@ def collapse(
       its `backbone` among the overrides.
     variables: its variables, {'params': {'backbone', ...}, ...} of arrays.
     threshold: a path is dropped whose share |weight| / (|alpha| + |beta|) is
-      below this, in (0, 0.5]. It says nothing of how large the path's output
-      is: evaluate what comes of it.
+      below this, in (0, 0.5]. Shares do not tell how much a path matters:
+      evaluate what comes of it.
     layers: instead of the threshold, which path to keep, 'attention' or
       'shift_convolution', by shell-style pattern of the blocks' names, such as
       {'stage1_*': 'attention'}; the first pattern that matches counts.
@@ -73,19 +73,7 @@ def collapse(
   ).backbone
   given = backbones.fitted(backbones.take(variables), backbones.shapes(model))
   operators, others = backbones.by_operator(given)
-  weights = {
-    _block(operator): [abs(float(x[name])) for name in _WEIGHTS.values()]
-    for operator, x in operators.items()
-    if _WEIGHTS['attention'] in x
-  }
-  if not weights:
-    raise ValueError(f'{name} has no ACmix layer to drop a path of.')
-  if (threshold is None) == (layers is None):
-    raise ValueError('Give a threshold, or the layers.')
-  if layers is None:
-    kept = _of_shares(threshold, weights)
-  else:
-    kept = _of_patterns(layers, weights)
+  kept = _kept(operators, threshold, layers)
   block_operators = (*kept.items(), *block_operators)
   shapes = backbones.shapes(model.clone(block_operators=block_operators))
   wanted, _ = backbones.by_operator(shapes)
@@ -100,6 +88,22 @@ def collapse(
 def _block(operator):
   """Name of the block of 'backbone/stage1_0/operator'."""
   return operator.split('/')[-2]
+
+
+def _kept(operators, threshold, layers):
+  """The path that each block keeps which loses one."""
+  if (threshold is None) == (layers is None):
+    raise ValueError('Give a threshold, or the layers.')
+  weights = {
+    _block(operator): [abs(float(x[name])) for name in _WEIGHTS.values()]
+    for operator, x in operators.items()
+    if _WEIGHTS['attention'] in x
+  }
+  if not weights:
+    raise ValueError('The network has no ACmix layer to drop a path of.')
+  if layers is None:
+    return _of_shares(threshold, weights)
+  return _of_patterns(layers, weights)
 
 
 def _of_patterns(layers, blocks):

@@ -84,7 +84,7 @@ def test_multiply_adds_are_those_of_the_paths_left():
       {'layers': {'stage1_0': 'conv'}},
       "'conv' is unknown.*attention, shift_convolution",
     ),
-    ('swin_tiny', {'threshold': 0.1}, 'swin_tiny has no ACmix layer'),
+    ('swin_tiny', {'threshold': 0.1}, 'The network has no ACmix layer'),
     (
       'swin_tiny_acmix',
       {'threshold': 0.1, 'width': 32},
