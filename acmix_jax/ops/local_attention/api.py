@@ -28,10 +28,7 @@ IMPLEMENTATIONS = (
   # On one H200, for 64 images of 56x56x64 in bfloat16 and their gradients: 0.83
   # ms, where tiles take 8.1 and patches 65.
   implementations.Implementation(
-    'pallas',
-    ('cuda',),
-    pallas_gpu.why_not,
-    geometry.with_positions(pallas_gpu.attend, rounded=True),
+    'pallas', ('cuda',), pallas_gpu.why_not, pallas_gpu.attend
   ),
   # A fused kernel in C++, once `acmix_jax.cpu_kernels` are enabled.
   implementations.Implementation('cpu_kernel', ('cpu',), cpu.why_slower, _cpu),
@@ -69,8 +66,7 @@ def local_attention(
     out = softmax(logits over the kernel_size**2 keys, in float32) . v
 
   Keys, values and positions beyond the border are those of the mirrored pixel.
-  Positions are in float32, whatever the dtype, for they grow with the map; the
-  kernel for GPU rounds what is left of a key.
+  Positions are in float32, whatever the dtype, for they grow with the map.
 
   Source: LeapLabTHU/ACmix ResNet/test_bottleneck.py. Here maps are NHWC and of
   any float dtype. Odd maps at stride 2 give ceil(h / 2) rows; the source fails

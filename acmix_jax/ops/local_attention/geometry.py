@@ -141,18 +141,10 @@ def slope_gradient(dk: Float[Array, 'b h w n d']) -> Float32[Array, '2 d']:
   return -jnp.einsum('hwd,hwp->pd', sums, places, precision='highest')
 
 
-def with_positions(attend: Callable, *, rounded: bool = False) -> Callable:
-  """An attention of relative keys as one of (problem, q, k, v, slopes).
-
-  Args:
-    attend: Function of (problem, q, k, v).
-    rounded: Whether it takes keys of their own dtype, not in float32.
-  """
+def with_positions(attend: Callable) -> Callable:
+  """An attention of (problem, q, relative keys, v) as one of slopes, too."""
 
   def run(problem, q, k, v, slopes):
-    relative = relative_keys(k, slopes)
-    return attend(
-      problem, q, relative.astype(k.dtype) if rounded else relative, v
-    )
+    return attend(problem, q, relative_keys(k, slopes), v)
 
   return run

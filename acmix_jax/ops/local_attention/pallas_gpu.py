@@ -5,25 +5,24 @@ that the square reaches; the softmax is updated at each step. Backwards, dq is
 computed in the same way after a first walk for the statistics of the softmax;
 dk and dv by a walk from each square of keys over the queries that reach it, so
 no two programs write the same number.
+
+Positions are no part of the keys, whose dtype may be too small for them. They
+add to a logit the distance of the key, by row and by column, times a slope that
+its query has.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import derivatives, kernels, sharding
-from acmix_jax.ops.local_attention import geometry, tiles
+from acmix_jax.ops.local_attention import geometry, gpu_pixels, tiles
 
-# Side of the square of a program, and pixels of a step of its walk.
-_SIDE = 8
-_STEP = 64
 # Bytes of a pixel of a head; a program takes up to 400 times that on chip.
 _DEPTH_BYTES = 512
 # Finite, so that differences are defined before the first key is seen.
@@ -32,121 +31,28 @@ _LOWEST = -1e30
 _dot = kernels.dot
 
 
-class _Pixels(NamedTuple):
-  """A rectangle of pixels, which may lie partly beyond its map.
-
-  Attributes:
-    image: Number of the image.
-    head: Number of the head.
-    first: First row and column.
-    shape: Rows and columns of the rectangle.
-    size: Rows and columns of the map.
-  """
-
-  image: jax.Array
-  head: jax.Array
-  first: tuple[jax.Array, jax.Array]
-  shape: tuple[int, int]
-  size: tuple[int, int]
-
-  @property
-  def lines(self) -> list[jax.Array]:
-    """Numbers of the rows and of the columns."""
-    return [
-      first + jnp.arange(count, dtype=jnp.int32)
-      for first, count in zip(self.first, self.shape, strict=True)
-    ]
-
-  @property
-  def index(self) -> jax.Array:
-    """Number of each pixel in its map."""
-    rows, columns = self.lines
-    return (rows[:, None] * self.size[1] + columns[None]).reshape(-1)
-
-  @property
-  def exist(self) -> jax.Array:
-    """Whether each pixel is in its map."""
-    rows, columns = map(_within, self.lines, self.size)
-    return (rows[:, None] & columns[None]).reshape(-1)
+def _load_slopes(ref):
+  """Slopes of the position, by row and by column, each [1, depth]."""
+  lines = [gpu_pixels.line(ref, axis) for axis in (0, 1)]
+  return [triton.load(at, mask=exist, other=0)[None] for at, exist in lines]
 
 
-def _within(line, size: int):
-  return (line >= 0) & (line < size)
+def _logit_slopes(problem: geometry.Problem, q, slopes):
+  """Change of each query's logits by row and by column."""
+  q = q.astype(jnp.float32) * problem.depth**-0.5
+  return [(q * slope).sum(1) for slope in slopes]
 
 
-def _square(size: tuple[int, int], heads: int) -> _Pixels:
-  """The pixels of this program."""
-  return _Pixels(
-    lax.div(pl.program_id(2), np.int32(heads)),
-    lax.rem(pl.program_id(2), np.int32(heads)),
-    (pl.program_id(0) * _SIDE, pl.program_id(1) * _SIDE),
-    (_SIDE, _SIDE),
-    size,
-  )
-
-
-def _walk(square, first, span: int, size, body, start):
-  """Folds `body(pixels, state)` over a square of side `span`, row by row."""
-  width = pl.next_power_of_2(span)
-  height = max(1, _STEP // width)
-
-  def step(i, state):
-    pixels = square._replace(
-      first=(first[0] + i * height, first[1]), shape=(height, width), size=size
-    )
-    return body(pixels, state)
-
-  return lax.fori_loop(
-    np.int32(0), np.int32(pl.cdiv(span, height)), step, start
-  )
-
-
-def _walk_keys(problem: geometry.Problem, queries: _Pixels, body, start):
-  first = [pixel * problem.strides - problem.reach for pixel in queries.first]
-  span = (_SIDE - 1) * problem.strides + problem.extent
-  return _walk(queries, first, span, problem.keys, body, start)
-
-
-def _walk_queries(problem: geometry.Problem, keys: _Pixels, body, start):
-  # The first query that reaches the first key: rounded up, and none before 0.
-  reached = [
-    pixel - problem.reach + problem.strides - 1 for pixel in keys.first
+def _distances(problem: geometry.Problem, queries, keys):
+  """Rows and columns from keys to queries [queries, keys]."""
+  return [
+    (problem.strides * query[:, None] - key[None]).astype(jnp.float32)
+    for query, key in zip(queries.places, keys.places, strict=True)
   ]
-  first = [
-    lax.div(jnp.maximum(pixel, 0), np.int32(problem.strides))
-    for pixel in reached
-  ]
-  span = (_SIDE - 1 + 2 * problem.reach) // problem.strides + 1
-  return _walk(keys, first, span, problem.queries, body, start)
 
 
-def _channels(ref, pixels: _Pixels):
-  """Where the numbers of a head are [pixels, depth], and which exist."""
-  depth = ref.shape[-1]
-  lanes = max(16, pl.next_power_of_2(depth))
-  channel = jnp.arange(lanes, dtype=jnp.int32)[None]
-  exist = pixels.exist[:, None] & (channel < depth)
-  return ref.at[
-    pixels.image, pixels.index[:, None], pixels.head, channel
-  ], exist
-
-
-def _load(ref, pixels: _Pixels):
-  at, exist = _channels(ref, pixels)
-  return triton.load(at, mask=exist, other=0)
-
-
-def _store(ref, pixels: _Pixels, x):
-  at, exist = _channels(ref, pixels)
-  triton.store(at, x.astype(ref.dtype), mask=exist)
-
-
-def _statistic(ref, pixels: _Pixels):
-  return ref.at[pixels.image, pixels.index, pixels.head]
-
-
-def _logits(problem: geometry.Problem, q, k, queries: _Pixels, keys: _Pixels):
-  """Products plus log counts; -2e30 where a key is not in the window."""
+def _logits(problem: geometry.Problem, q, k, logit_slopes, queries, keys):
+  """Logits plus log counts; -2e30 where a key is not in the window."""
   rows, columns = (
     geometry.log_counts(
       problem.strides * query[:, None], key[None], size, problem
@@ -156,26 +62,31 @@ def _logits(problem: geometry.Problem, q, k, queries: _Pixels, keys: _Pixels):
     )
   )
   log_counts = rows[:, None, :, None] + columns[None, :, None, :]
-  return _dot(q, k, 1, 1) + log_counts.reshape(q.shape[0], k.shape[0])
+  logits = _dot(q, k, 1, 1) * problem.depth**-0.5
+  distances = _distances(problem, queries, keys)
+  for slope, distance in zip(logit_slopes, distances, strict=True):
+    logits += slope[:, None] * distance
+  return logits + log_counts.reshape(logits.shape)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, out_ref, *, problem):
-  queries = _square(problem.queries, q_ref.shape[2])
-  q = _load(q_ref, queries)
+def _forward_kernel(q_ref, k_ref, v_ref, slopes_ref, out_ref, *, problem):
+  queries = gpu_pixels.square(problem.queries, q_ref.shape[2])
+  q = gpu_pixels.load(q_ref, queries)
+  logit_slopes = _logit_slopes(problem, q, _load_slopes(slopes_ref))
 
   def step(keys, state):
     highest, total, out = state
-    k = _load(k_ref, keys)
-    v = _load(v_ref, keys)
-    logits = _logits(problem, q, k, queries, keys)
+    k = gpu_pixels.load(k_ref, keys)
+    v = gpu_pixels.load(v_ref, keys)
+    logits = _logits(problem, q, k, logit_slopes, queries, keys)
     highest, decay, weights = _weights(highest, logits)
     out = out * decay[:, None] + _dot(weights.astype(v.dtype), v, 1, 0)
     return highest, total * decay + weights.sum(1), out
 
   zeros = jnp.zeros(q.shape[0], jnp.float32)
   start = zeros + _LOWEST, zeros, jnp.zeros(q.shape, jnp.float32)
-  _, total, out = _walk_keys(problem, queries, step, start)
-  _store(out_ref, queries, out / total[:, None])
+  _, total, out = gpu_pixels.walk_keys(problem, queries, step, start)
+  gpu_pixels.store(out_ref, queries, out / total[:, None])
 
 
 def _weights(highest, logits):
@@ -185,17 +96,29 @@ def _weights(highest, logits):
 
 
 def _dq_kernel(
-  q_ref, k_ref, v_ref, dout_ref, dq_ref, norm_ref, mean_ref, *, problem
+  q_ref,
+  k_ref,
+  v_ref,
+  slopes_ref,
+  dout_ref,
+  dq_ref,
+  dslopes_ref,
+  norm_ref,
+  mean_ref,
+  *,
+  problem,
 ):
   """Also writes the log of the softmax's sum and the mean of dweights."""
-  queries = _square(problem.queries, q_ref.shape[2])
-  q = _load(q_ref, queries)
-  dout = _load(dout_ref, queries)
+  queries = gpu_pixels.square(problem.queries, q_ref.shape[2])
+  q = gpu_pixels.load(q_ref, queries)
+  dout = gpu_pixels.load(dout_ref, queries)
+  slopes = _load_slopes(slopes_ref)
+  logit_slopes = _logit_slopes(problem, q, slopes)
 
   def products(keys):
-    k = _load(k_ref, keys)
-    v = _load(v_ref, keys)
-    logits = _logits(problem, q, k, queries, keys)
+    k = gpu_pixels.load(k_ref, keys)
+    v = gpu_pixels.load(v_ref, keys)
+    logits = _logits(problem, q, k, logit_slopes, queries, keys)
     return k, logits, _dot(dout, v, 1, 1)
 
   def measure(keys, state):
@@ -206,27 +129,45 @@ def _dq_kernel(
     return highest, total * decay + weights.sum(1), mean
 
   zeros = jnp.zeros(q.shape[0], jnp.float32)
-  highest, total, mean = _walk_keys(
+  highest, total, mean = gpu_pixels.walk_keys(
     problem, queries, measure, (zeros + _LOWEST, zeros, zeros)
   )
   norm, mean = highest + jnp.log(total), mean / total
-  triton.store(_statistic(norm_ref, queries), norm, mask=queries.exist)
-  triton.store(_statistic(mean_ref, queries), mean, mask=queries.exist)
+  triton.store(
+    gpu_pixels.statistic(norm_ref, queries), norm, mask=queries.exist
+  )
+  triton.store(
+    gpu_pixels.statistic(mean_ref, queries), mean, mask=queries.exist
+  )
 
-  def step(keys, dq):
+  def step(keys, state):
+    dq, *sums = state
     k, logits, dweights = products(keys)
     weights = jnp.exp(logits - norm[:, None])
     dlogits = weights * (dweights - mean[:, None])
-    return dq + _dot(dlogits.astype(k.dtype), k, 1, 0)
+    dq += _dot(dlogits.astype(k.dtype), k, 1, 0)
+    distances = _distances(problem, queries, keys)
+    pairs = zip(sums, distances, strict=True)
+    return dq, *(total + (dlogits * x).sum(1) for total, x in pairs)
 
-  dq = _walk_keys(problem, queries, step, jnp.zeros(q.shape, jnp.float32))
-  _store(dq_ref, queries, dq)
+  start = jnp.zeros(q.shape, jnp.float32), zeros, zeros
+  dq, *sums = gpu_pixels.walk_keys(problem, queries, step, start)
+  for axis, total in enumerate(sums):
+    # There is no mean of the queries beyond the map.
+    total = jnp.where(queries.exist, total, 0)[:, None]
+    dq += total * slopes[axis]
+    place = queries.image, pl.program_id(0), pl.program_id(1), queries.head
+    at, exist = gpu_pixels.line(dslopes_ref, *place, axis)
+    total = (total * q.astype(jnp.float32)).sum(0) * problem.depth**-0.5
+    triton.store(at, total, mask=exist)
+  gpu_pixels.store(dq_ref, queries, dq * problem.depth**-0.5)
 
 
 def _dkv_kernel(
   q_ref,
   k_ref,
   v_ref,
+  slopes_ref,
   dout_ref,
   norm_ref,
   mean_ref,
@@ -235,19 +176,23 @@ def _dkv_kernel(
   *,
   problem,
 ):
-  keys = _square(problem.keys, k_ref.shape[2])
-  k = _load(k_ref, keys)
-  v = _load(v_ref, keys)
+  keys = gpu_pixels.square(problem.keys, k_ref.shape[2])
+  k = gpu_pixels.load(k_ref, keys)
+  v = gpu_pixels.load(v_ref, keys)
+  slopes = _load_slopes(slopes_ref)
 
   def step(queries, state):
     dk, dv = state
-    q = _load(q_ref, queries)
-    dout = _load(dout_ref, queries)
+    q = gpu_pixels.load(q_ref, queries)
+    dout = gpu_pixels.load(dout_ref, queries)
     norm, mean = (
-      triton.load(_statistic(ref, queries), mask=queries.exist, other=0.0)
+      triton.load(
+        gpu_pixels.statistic(ref, queries), mask=queries.exist, other=0.0
+      )
       for ref in (norm_ref, mean_ref)
     )
-    logits = _logits(problem, q, k, queries, keys)
+    logit_slopes = _logit_slopes(problem, q, slopes)
+    logits = _logits(problem, q, k, logit_slopes, queries, keys)
     weights = jnp.exp(logits - norm[:, None])
     dlogits = weights * (_dot(dout, v, 1, 1) - mean[:, None])
     dk += _dot(dlogits.astype(q.dtype), q, 0, 0)
@@ -255,9 +200,9 @@ def _dkv_kernel(
     return dk, dv
 
   zeros = jnp.zeros(k.shape, jnp.float32)
-  dk, dv = _walk_queries(problem, keys, step, (zeros, zeros))
-  _store(dk_ref, keys, dk)
-  _store(dv_ref, keys, dv)
+  dk, dv = gpu_pixels.walk_queries(problem, keys, step, (zeros, zeros))
+  gpu_pixels.store(dk_ref, keys, dk * problem.depth**-0.5)
+  gpu_pixels.store(dv_ref, keys, dv)
 
 
 def why_not(problem: geometry.Problem) -> str | None:
@@ -273,10 +218,11 @@ def why_not(problem: geometry.Problem) -> str | None:
       f'the kernel for GPU takes heads of {_DEPTH_BYTES // dtype.itemsize} '
       f'channels of {dtype}, not of {problem.depth}.'
     )
-  span = (_SIDE - 1) * problem.strides + problem.extent
-  if span > _STEP:
+  side, most = gpu_pixels.SIDE, gpu_pixels.STEP
+  span = (side - 1) * problem.strides + problem.extent
+  if span > most:
     return (
-      f'the kernel for GPU lets {_SIDE} neighbouring queries reach {_STEP} '
+      f'the kernel for GPU lets {side} neighbouring queries reach {most} '
       f'pixels, not {span}.'
     )
   return None
@@ -287,6 +233,7 @@ def attend(
   q: Float[Array, 'b ho wo n d'],
   k: Float[Array, 'b h w n d'],
   v: Float[Array, 'b h w n d'],
+  slopes: Float32[Array, '2 d'],
   interpret: Any = False,
 ) -> Float[Array, 'b ho wo n d']:
   """Attention of each query over the window around it, reflected at borders.
@@ -297,40 +244,43 @@ def attend(
   Args:
     problem: Sizes of the arrays and the window.
     q: Queries.
-    k: Keys, scaled.
+    k: Keys.
     v: Values.
+    slopes: Change of the position from a row, and from a column, to the next.
     interpret: `interpret` of `pallas_call`: True runs plain operations, on any
       machine.
 
   Returns:
     Sums of values in the dtype of v.
   """
-  return _attend((problem, interpret), q, k, v)
+  return _attend((problem, interpret), q, k, v, slopes)
 
 
-def _forward(static, q, k, v):
+def _forward(static, q, k, v, slopes):
   problem, interpret = static
 
-  def call(q, k, v):
-    inputs = [_merge_pixels(x) for x in (q, k, v)]
+  def call(q, k, v, slopes):
+    inputs = [*map(_merge_pixels, (q, k, v)), slopes]
     outputs = [(inputs[0].shape, v.dtype)]
     [out] = _call(
       _forward_kernel, problem, problem.queries, inputs, outputs, interpret
     )
     return out.reshape(q.shape)
 
-  return sharding.split_images(call, q, k, v), ()
+  return sharding.split_images(call, q, k, v, shared=[slopes]), ()
 
 
 def _backward(static, inputs, _, dout):
   problem, interpret = static
+  *maps, slopes = inputs
 
-  def call(q, k, v, dout):
-    inputs = [_merge_pixels(x) for x in (q, k, v, dout)]
+  def call(q, k, v, dout, slopes):
+    inputs = [*map(_merge_pixels, (q, k, v)), slopes, _merge_pixels(dout)]
     queries, keys = inputs[0].shape, inputs[1].shape
-    statistic = (queries[:3], jnp.float32)
-    outputs = [(queries, q.dtype), statistic, statistic]
-    dq, *statistics = _call(
+    squares = len(q), *_squares(problem.queries), problem.heads, *slopes.shape
+    statistic = queries[:3], jnp.float32
+    outputs = [(queries, q.dtype), (squares, jnp.float32), *[statistic] * 2]
+    dq, dslopes, *statistics = _call(
       _dq_kernel, problem, problem.queries, inputs, outputs, interpret
     )
     inputs += statistics
@@ -338,16 +288,23 @@ def _backward(static, inputs, _, dout):
     dk, dv = _call(
       _dkv_kernel, problem, problem.keys, inputs, outputs, interpret
     )
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+    dmaps = dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+    return *dmaps, dslopes
 
-  return sharding.split_images(call, *inputs, dout)
+  *dmaps, dslopes = sharding.split_images(call, *maps, dout, shared=[slopes])
+  return *dmaps, dslopes.sum((0, 1, 2, 3))
 
 
-_attend = derivatives.define(
-  _forward,
-  _backward,
-  lambda static, *inputs: tiles.general(static[0], *inputs),
-)
+def _general(static, q, k, v, slopes):
+  return tiles.general(static[0], q, geometry.relative_keys(k, slopes), v)
+
+
+_attend = derivatives.define(_forward, _backward, _general)
+
+
+def _squares(size):
+  """Squares along the rows and the columns of a map."""
+  return [pl.cdiv(side, gpu_pixels.SIDE) for side in size]
 
 
 def _merge_pixels(x):
@@ -365,7 +322,7 @@ def _call(kernel, problem, size, inputs, outputs, interpret):
     inputs,
     outputs,
     interpret,
-    grid=(*(pl.cdiv(side, _SIDE) for side in size), batch * heads),
+    grid=(*_squares(size), batch * heads),
     compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
     name='local_attention' + kernel.__name__,
   )

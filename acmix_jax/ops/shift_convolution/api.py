@@ -13,6 +13,7 @@ from acmix_jax.ops.shift_convolution import (
   cpu,
   geometry,
   grouped,
+  pallas_gpu,
   pallas_tpu,
   shifts,
 )
@@ -23,6 +24,10 @@ IMPLEMENTATIONS = (
   # A fused kernel, which reads each map once.
   implementations.Implementation(
     'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.convolve
+  ),
+  # Kernels whose sums stay in registers.
+  implementations.Implementation(
+    'pallas', ('cuda',), pallas_gpu.why_not, pallas_gpu.convolve
   ),
   # Kernels in C++, once `acmix_jax.cpu_kernels` are enabled.
   implementations.Implementation(

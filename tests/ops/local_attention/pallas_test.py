@@ -30,6 +30,7 @@ class Case(NamedTuple):
   strides: int = 1
   dilation: int = 1
   dtype: str = 'float32'
+  slope: float = 0.3
 
   @property
   def window(self):
@@ -54,12 +55,15 @@ def problem(case):
   """Inputs, the dout, and the reference's output and gradients."""
   shape = (2, case.h, case.w, case.heads, case.depth)
   inputs = [normal(i, shape, case.dtype) for i in range(3)]
+  inputs.append(case.slope * normal(4, (2, case.depth), 'float32'))
 
-  def run_reference(q, k, v):
+  def run_reference(q, k, v, slopes):
+    places = jnp.indices((case.h, case.w))
     return reference.local_attention(
       q,
       k,
       v,
+      jnp.einsum('phw,pd->hwd', places, slopes, precision='highest'),
       kernel_size=case.kernel,
       strides=case.strides,
       dilation=case.dilation,
@@ -74,8 +78,9 @@ def problem(case):
 def assert_same(results, wanted, dtype):
   """Compares numbers near 1, or scaled to be."""
   tolerance = {'float32': 2e-6, 'bfloat16': 2e-2}[dtype]
-  for result, want in zip(results, wanted, strict=True):
-    assert result.dtype == dtype
+  for number, (result, want) in enumerate(zip(results, wanted, strict=True)):
+    # The last, if there are five, is the gradient of the slopes.
+    assert result.dtype == (dtype if number < 4 else 'float32')
     scale = np.abs(want).max()
     np.testing.assert_allclose(
       np.asarray(result, np.float32) / scale, want / scale, atol=tolerance
@@ -83,16 +88,11 @@ def assert_same(results, wanted, dtype):
 
 
 def run(kernels, case, inputs, dout, interpret=True):
-  """Output and gradients, with q scaled and strided as the caller does."""
+  """Output and gradients, with q strided as the caller does."""
 
-  def attend(q, k, v):
+  def attend(q, k, v, slopes):
     q = q[:, :: case.strides, :: case.strides]
-    if kernels is pallas_gpu:
-      q *= case.depth**-0.5
     described = geometry.describe(q, k, v, *case.window)
-    if kernels is pallas_gpu:
-      return kernels.attend(described, q, k, v, interpret)
-    slopes = jnp.zeros((2, case.depth))
     return kernels.attend(described, q, k, v, slopes, interpret)
 
   out, pullback = jax.vjp(attend, *inputs)
@@ -104,6 +104,13 @@ def run(kernels, case, inputs, dout, interpret=True):
 def test_kernels_equal_the_reference(platform, case):
   inputs, dout, wanted = problem(case)
   compute = jax.jit(functools.partial(run, _KERNELS[platform], case))
+  assert_same(compute(inputs, dout), wanted, case.dtype)
+
+
+def test_gpu_kernel_has_positions_that_its_keys_have_no_bits_for():
+  case = Case(3, 130, heads=1, kernel=3, dtype='bfloat16', slope=4)
+  inputs, dout, wanted = problem(case)
+  compute = jax.jit(functools.partial(run, pallas_gpu, case))
   assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
