@@ -140,19 +140,7 @@ def measure(
     name: program.compiled.memory_analysis().temp_size_in_bytes
     for name, program in ours.items()
   }
-  request = {
-    'acmix': args.acmix,
-    'batch': shape[0],
-    'dtype': args.dtype,
-    'features': shape[3],
-    'num_heads': _HEADS,
-    'size': shape[1],
-  }
-  requests = {
-    f'PyTorch, {name}': request | _PEERS[name]
-    for name in peers
-    if name in args.peers
-  }
+  requests = _requests([x for x in peers if x in args.peers], shape, args)
   with contextlib.ExitStack() as stack:
     peers = harness.start_peers(stack, requests, args.torch_python, notes)
     seconds = harness.take_turns(
@@ -172,6 +160,19 @@ def measure(
       'patches / this': memory and patches and patches / memory,
       'seconds': samples,
     }
+
+
+def _requests(peers, shape, args) -> dict[str, dict[str, Any]]:
+  """What the process of each peer is asked to measure."""
+  request = {
+    'acmix': args.acmix,
+    'batch': shape[0],
+    'dtype': args.dtype,
+    'features': shape[3],
+    'num_heads': _HEADS,
+    'size': shape[1],
+  }
+  return {f'PyTorch, {name}': request | _PEERS[name] for name in peers}
 
 
 def _forward_backward(function):

@@ -89,11 +89,7 @@ def upernet(backbone: str) -> ml_collections.ConfigDict:
     config.optim.warmup = 'times_decay'
     config.optim.warmup_steps = 1_500
     config.optim.warmup_start = 1e-6
-    # Norms of the backbone and Swin's tables of relative positions; biases and
-    # the head's norms do decay.
-    config.optim.groups.no_decay.pattern = (
-      r'^backbone/.*(norm|(operator|attention)/bias$)'
-    )
+    config.optim.groups.no_decay.pattern = backbones.SWIN_NO_DECAY
   else:
     _add_sgd(config.optim)
     config.optim.power = 0.9

@@ -13,6 +13,11 @@ from acmix_jax import lookup
 
 FAMILIES = ('resnet', 'san', 'pvt', 'swin')
 
+# Parameters that Swin's dense models do not decay: norms of the backbone and
+# its tables of relative positions. Biases, ACmix's weights and the heads' norms
+# do decay.
+SWIN_NO_DECAY = r'^backbone/.*(norm|(operator|attention)/bias$)'
+
 
 def family(name: str) -> str:
   """Family of a backbone: one of `FAMILIES`.

@@ -17,10 +17,6 @@ from acmix_jax.configs import backbones, common
 
 _SCHEDULES = ('1x', '3x')
 
-# Norms of the backbone and Swin's tables of relative positions; biases, ACmix's
-# weights and the heads' norms do decay.
-_SWIN_NO_DECAY = r'^backbone/.*(norm|(operator|attention)/bias$)'
-
 
 def retinanet(arguments: str) -> ml_collections.ConfigDict:
   """RetinaNet: boxes alone.
@@ -143,7 +139,7 @@ def _detection(head: str, arguments: str) -> ml_collections.ConfigDict:
     optim.weight_decay = 1e-4
   if family == 'swin':
     optim.weight_decay = 0.05
-    optim.groups.no_decay.pattern = _SWIN_NO_DECAY
+    optim.groups.no_decay.pattern = backbones.SWIN_NO_DECAY
     _add_sizes(config.data)
   if schedule == '3x':
     config.train.num_epochs = 36

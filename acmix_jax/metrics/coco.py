@@ -1,6 +1,7 @@
 """Average precision of boxes and masks, as COCO counts it."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ except ImportError:
   faster_coco_eval = None
 # It says through the log what pycocotools prints.
 logging.getLogger('faster_coco_eval').setLevel(logging.WARNING)
+
+logger = logging.getLogger(__name__)
 
 # Names of the twelve figures in the order in which pycocotools prints them; the
 # ones of small, medium and large objects: up to 32 x 32 and 96 x 96 pixels.
@@ -168,7 +171,10 @@ class AveragePrecision:
     api, evaluation = coco_api.COCO, cocoeval.COCOeval
     if faster_coco_eval is not None:
       api = faster_coco_eval.COCO
-      evaluation = faster_coco_eval.COCOeval_faster
+      # It reports each step, at INFO if nobody else takes it.
+      evaluation = functools.partial(
+        faster_coco_eval.COCOeval_faster, print_function=logger.debug
+      )
     with contextlib.redirect_stdout(None):
       sides = []
       for annotations in (self._ground_truth['annotations'], detections):

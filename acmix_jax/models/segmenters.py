@@ -108,7 +108,14 @@ def semantic_fpn(
     neck_start: Start value of its kernels, see `FPN`.
     head_features: Channels of the head.
     dropout: Probability that a channel is dropped before the last layer.
+
+  Raises:
+    ValueError: A field is out of range.
   """
+  checks.check_counts(
+    'semantic_fpn', neck_features=neck_features, head_features=head_features
+  )
+  checks.check_rates('semantic_fpn', dropout=dropout)
   dtypes = dict(dtype=backbone.dtype, param_dtype=backbone.param_dtype)
   return Segmenter(
     backbone,
@@ -135,7 +142,17 @@ def upernet(
     auxiliary_features: Channels of the auxiliary head.
     bins: Bins along each side of the pyramid pooling's grids.
     dropout: Probability that a channel is dropped before each last layer.
+
+  Raises:
+    ValueError: A field is out of range.
   """
+  checks.check_counts(
+    'upernet',
+    head_features=head_features,
+    auxiliary_features=auxiliary_features,
+    bins=bins,
+  )
+  checks.check_rates('upernet', dropout=dropout)
   dtypes = dict(dtype=backbone.dtype, param_dtype=backbone.param_dtype)
   return Segmenter(
     backbone,

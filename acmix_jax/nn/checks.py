@@ -40,6 +40,13 @@ def check_counts(name: str, **fields: int | tuple[int, ...]):
       )
 
 
+def check_rates(name: str, **fields: float):
+  """Raises ValueError unless each field is a probability below 1."""
+  for field, rate in fields.items():
+    if not 0 <= rate < 1:
+      raise ValueError(f'{name}: {field}={rate}; 0 <= {field} < 1 is needed.')
+
+
 def check_stages(name: str, stage_sizes: tuple[int, ...], **fields):
   """Raises ValueError unless each field has one value a stage."""
   for field, values in fields.items():

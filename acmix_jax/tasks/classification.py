@@ -159,17 +159,13 @@ class Classification(source_task.SourceTask):
     """See `tasks.Task`."""
     if split == 'train':
       self._check_training()
-    size, batch_size = (
-      self.config.data.image_size,
-      self.config[split].batch_size,
-    )
-    return (
-      {
-        'image': jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-        'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        'mask': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-      },
-    )
+    size = self.config.data.image_size
+    arrays = {
+      'image': ((size, size, 3), jnp.uint8),
+      'label': ((), jnp.int32),
+      'mask': ((), jnp.bool_),
+    }
+    return (self._shapes(split, arrays),)
 
   def init(self, rng: PRNGKeyArray) -> dict[str, Any]:
     """See `tasks.Task`."""
@@ -197,12 +193,8 @@ class Classification(source_task.SourceTask):
     )
     images = self._erase(erasing_key, self._normalize(batch['image']))
     images, targets = self._mixup_cutmix(mixup_key, images, targets)
-    logits, model_state = self.model.apply(
-      {'params': params, **model_state},
-      images,
-      train=True,
-      mutable=list(model_state),
-      rngs={'dropout': dropout_key},
+    logits, model_state = self._learn(
+      params, model_state, images, train=True, rngs={'dropout': dropout_key}
     )
     loss = cross_entropy(logits, targets).mean()
     labels = jnp.argmax(targets, axis=-1)
@@ -210,12 +202,11 @@ class Classification(source_task.SourceTask):
       'top1': in_top(logits, labels, 1).mean(),
       'top5': in_top(logits, labels, 5).mean(),
     }
-    return loss, (dict(model_state), results)
+    return loss, (model_state, results)
 
   def _logits(self, params, model_state, images):
-    return self.model.apply(
-      {'params': params, **model_state}, self._normalize(images), train=False
-    )
+    images = self._normalize(images)
+    return self._apply(params, model_state, images, train=False)
 
   def predict(
     self,

@@ -176,14 +176,7 @@ class Detection(source_task.SourceTask):
         'scale': ((2,), jnp.float32),
       }
     return tuple(
-      {
-        key: jax.ShapeDtypeStruct(
-          (self.config[split].batch_size, *shape), dtype
-        )
-        for key, (shape, dtype) in (
-          {'image': ((*canvas, 3), jnp.uint8)} | shapes
-        ).items()
-      }
+      self._shapes(split, {'image': ((*canvas, 3), jnp.uint8)} | shapes)
       for canvas in data.canvases
     )
 
@@ -192,10 +185,6 @@ class Detection(source_task.SourceTask):
     canvas = self.config.data.canvases[0]
     images = jnp.zeros((1, *canvas, 3))
     return self.model.init(rng, images, method='networks')
-
-  def _images(self, batch):
-    # The sources pad after they normalise.
-    return self._normalize.padded(batch['image'], batch['size'])
 
   def loss(
     self,
@@ -216,18 +205,18 @@ class Detection(source_task.SourceTask):
       bitmaps = jnp.unpackbits(batch['masks'], axis=-1)
       truth = truth._replace(masks=bitmaps, regions=batch['mask_regions'])
     sampling_key, dropout_key = jax.random.split(rng)
-    losses, model_state = self.model.apply(
-      {'params': params, **model_state},
-      self._images(batch),
+    losses, model_state = self._learn(
+      params,
+      model_state,
+      self._padded_images(batch),
       batch['size'],
       truth,
       train=True,
       method='losses',
-      mutable=list(model_state),
       rngs={'sampling': sampling_key, 'dropout': dropout_key},
     )
     metrics = {name: x.sum() for name, x in losses.items()}
-    return detection.total(losses), (dict(model_state), metrics)
+    return detection.total(losses), (model_state, metrics)
 
   def infer(
     self,
@@ -236,9 +225,10 @@ class Detection(source_task.SourceTask):
     batch: dict[str, Shaped[Array, 'b ...']],
   ) -> dict[str, Shaped[Array, 'b ...']]:
     """See `tasks.Task`: the fields of `Detections`."""
-    found = self.model.apply(
-      {'params': params, **model_state},
-      self._images(batch),
+    found = self._apply(
+      params,
+      model_state,
+      self._padded_images(batch),
       batch['size'],
       train=False,
     )

@@ -7,7 +7,6 @@ import functools
 import logging
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -144,7 +143,6 @@ class Segmentation(source_task.SourceTask):
 
   def batch_shapes(self, split):
     """See `tasks.Task`: for 'eval' the sizes of the images are read."""
-    batch_size = self.config[split].batch_size
 
     def shapes(label, images):
       arrays = {
@@ -152,10 +150,7 @@ class Segmentation(source_task.SourceTask):
         'size': ((2,), jnp.int32),
         'mask': ((), jnp.bool_),
       } | {key: ((*size, 3), jnp.uint8) for key, size in images.items()}
-      return {
-        key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-        for key, (shape, dtype) in arrays.items()
-      }
+      return self._shapes(split, arrays)
 
     if split == 'train':
       self._check_training()
@@ -192,12 +187,11 @@ class Segmentation(source_task.SourceTask):
     first plus `loss.auxiliary_weight` times the second.
     """
     labels = batch['label_map']
-    logits, model_state = self.model.apply(
-      {'params': params, **model_state},
-      # The sources pad after they normalise.
-      self._normalize.padded(batch['image'], batch['size']),
+    logits, model_state = self._learn(
+      params,
+      model_state,
+      self._padded_images(batch),
       method='training_logits',
-      mutable=list(model_state),
       rngs={'dropout': rng},
     )
     sums = {
@@ -212,7 +206,7 @@ class Segmentation(source_task.SourceTask):
       auxiliary = sums['auxiliary'].loss / pixels
       results |= {'head_loss': loss, 'auxiliary_loss': auxiliary}
       loss += self.config.loss.auxiliary_weight * auxiliary
-    return loss, (dict(model_state), results)
+    return loss, (model_state, results)
 
   def class_maps(
     self,
@@ -237,9 +231,7 @@ class Segmentation(source_task.SourceTask):
         side, settings.window, settings.stride
       )
 
-    model = functools.partial(
-      self.model.apply, {'params': params, **model_state}, train=False
-    )
+    model = functools.partial(self._apply, params, model_state, train=False)
     views = [
       pixel_predictions.make_view(
         model,

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import ml_collections
 
 from acmix_jax import models
@@ -38,6 +39,9 @@ class SourceTask:
 
   def _check_training(self):
     """Raises a ValueError for a field of training alone that cannot work."""
+    repeats = self.config.data.repeats
+    if repeats < 1:
+      raise ValueError(f'data.repeats={repeats}; 1 shows every image once.')
     _ = self._train_transform
 
   def _check_source(self, source):
@@ -120,6 +124,30 @@ class SourceTask:
   def _reading(self):
     data = self.config.data
     return {name: data[name] for name in ('threads', 'workers', 'max_damaged')}
+
+  def _shapes(self, split, arrays):
+    """Shapes of a batch whose examples have arrays of (shape, dtype) by key."""
+    rows = self.config[split].batch_size
+    return {
+      key: jax.ShapeDtypeStruct((rows, *shape), dtype)
+      for key, (shape, dtype) in arrays.items()
+    }
+
+  def _padded_images(self, batch):
+    """The normalised images of a batch with `size`; the sources pad after."""
+    return self._normalize.padded(batch['image'], batch['size'])
+
+  def _apply(self, params, model_state, *inputs, **options):
+    """Applies the model."""
+    variables = {'params': params, **model_state}
+    return self.model.apply(variables, *inputs, **options)
+
+  def _learn(self, params, model_state, *inputs, **options):
+    """Applies the model in training: (outputs, new state)."""
+    outputs, model_state = self._apply(
+      params, model_state, *inputs, mutable=list(model_state), **options
+    )
+    return outputs, dict(model_state)
 
   def description(self, split: str) -> dict[str, Any]:
     """See `tasks.Task`."""

@@ -124,6 +124,13 @@ def make_schedule(
   peak = optim.learning_rate
   if optim.reference_batch_size:
     peak *= batch_size / optim.reference_batch_size
+  warmup = _warmup_steps(optim, num_steps, steps_per_epoch)
+  origin = warmup if optim.warmup == 'before_decay' else 0
+  decay = _make_decay(optim, peak, origin, num_steps, steps_per_epoch)
+  return _with_warmup(optim, decay, peak, warmup)
+
+
+def _warmup_steps(optim, num_steps, steps_per_epoch) -> int:
   warmup = optim.warmup_steps or round(optim.warmup_epochs * steps_per_epoch)
   if warmup >= num_steps:
     logger.warning(
@@ -132,8 +139,11 @@ def make_schedule(
       num_steps,
       warmup,
     )
-  origin = warmup if optim.warmup == 'before_decay' else 0
-  decay = _make_decay(optim, peak, origin, num_steps, steps_per_epoch)
+  return warmup
+
+
+def _with_warmup(optim, decay, peak, warmup):
+  """The schedule of that many updates of warmup before, or over, a decay."""
   start = optim.warmup_start
 
   def schedule(step):

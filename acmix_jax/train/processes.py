@@ -26,7 +26,7 @@ _PREEMPTION = 'RECEIVED_PREEMPTION_NOTICE'
 _POLL_SECONDS = 1
 _MEETING_SECONDS = 3600
 # How far apart processes meet an error that they share.
-_SHARED_SECONDS = 5
+_SHARED_SECONDS = 3
 
 _meetings = itertools.count()
 

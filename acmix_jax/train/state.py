@@ -85,21 +85,9 @@ def make_train_step(
     accumulate_steps: parts of a batch, a divisor of its size.
     ema_decay: decay of the moving averages, if the state has any.
   """
-
-  def gradients(params, model_state, batch, rng):
-    def loss_of(trained):
-      return task.loss(
-        groups.with_frozen(trained, params), model_state, batch, rng
-      )
-
-    (loss, (model_state, metrics)), grads = jax.value_and_grad(
-      loss_of, has_aux=True
-    )(groups.trained(params, rules))
-    return model_state, (grads, metrics | {'loss': loss})
-
-  compute = gradients
+  compute = functools.partial(_gradients, task, rules)
   if accumulate_steps > 1:
-    compute = functools.partial(_accumulate, gradients, accumulate_steps)
+    compute = functools.partial(_accumulate, compute, accumulate_steps)
 
   def train_step(state, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -124,6 +112,20 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _gradients(task, rules, params, model_state, batch, rng):
+  """(model_state, (gradients, metrics)) of a batch."""
+
+  def loss_of(trained):
+    return task.loss(
+      groups.with_frozen(trained, params), model_state, batch, rng
+    )
+
+  (loss, (model_state, metrics)), grads = jax.value_and_grad(
+    loss_of, has_aux=True
+  )(groups.trained(params, rules))
+  return model_state, (grads, metrics | {'loss': loss})
 
 
 def _accumulate(gradients, count, params, model_state, batch, rng):

@@ -46,6 +46,25 @@ def assign(
     for name in old.keys() & new.keys()
     if old[name].shape == new[name].shape
   }
+  _check_fit(old, new, fits, replaceable)
+  notes = names.listing(
+    {
+      'not in the weights, start afresh': old.keys() - fits,
+      'in the weights alone, left out': new.keys() - old.keys(),
+    }
+  )
+  if notes:
+    logger.info('Variables: %s', notes)
+  return names.unflatten(
+    {
+      name: _placed(new[name], x) if name in fits else x
+      for name, x in old.items()
+    }
+  )
+
+
+def _check_fit(old, new, fits, replaceable):
+  """Raises ValueError where what is not replaceable disagrees."""
 
   def strict(found):
     return {
@@ -69,20 +88,6 @@ def assign(
   )
   if disagreements:
     raise ValueError(f'The weights do not fit the model.\n{disagreements}')
-  notes = names.listing(
-    {
-      'not in the weights, start afresh': old.keys() - fits,
-      'in the weights alone, left out': new.keys() - old.keys(),
-    }
-  )
-  if notes:
-    logger.info('Variables: %s', notes)
-  return names.unflatten(
-    {
-      name: _placed(new[name], x) if name in fits else x
-      for name, x in old.items()
-    }
-  )
 
 
 def _placed(value, like):

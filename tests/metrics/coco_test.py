@@ -128,6 +128,12 @@ def test_results_file_is_that_of_the_server(tmp_path):
     np.testing.assert_allclose(got['bbox'], wanted['bbox'], atol=1e-4)
 
 
+def test_counting_is_silent(library, caplog, capsys):
+  caplog.set_level('INFO')
+  collected().result()
+  assert not caplog.text and not capsys.readouterr().out
+
+
 def test_nothing_detected_and_nothing_to_detect(library):
   ground_truth = load('ground_truth')
   figures = coco.AveragePrecision(ground_truth, with_masks=True).result()

@@ -178,6 +178,9 @@ def test_padding_of_the_images_is_the_mean_colour_and_cut_off():
     ),
     ({'backbone': 'resnet26', 'window_size': 8}, "'window_size' is unknown"),
     ({'backbone': 'swin_tiny', 'neck_start': 'xavier'}, 'is unknown'),
+    ({'backbone': 'swin_tiny', 'head_features': 0}, 'upernet: head_features=0'),
+    ({'backbone': 'swin_tiny', 'bins': ()}, r'upernet: bins=\(\); one or more'),
+    ({'backbone': 'swin_tiny', 'dropout': 1.0}, '0 <= dropout < 1 is needed'),
   ],
 )
 def test_what_cannot_be_made_is_answered(fields, message):

@@ -46,7 +46,7 @@ def test_mixup_weights_are_beta_distributed(alpha):
 def test_mixup_blends_with_the_reversed_batch():
   images, targets = batch()
   key = jax.random.key(3)
-  mixed, mixed_targets = batch_augment.MixupCutmix(0.8, 0.0)(
+  mixed, mixed_targets = jax.jit(batch_augment.MixupCutmix(0.8, 0.0))(
     key, images, targets
   )
   x, y = np.array(images), np.array(targets)
@@ -64,7 +64,7 @@ def test_mixup_blends_with_the_reversed_batch():
 def test_cutmix_replaces_a_box_and_weighs_targets_by_its_area(seed):
   images, targets = batch()
   key = jax.random.key(seed)
-  mixed, mixed_targets = batch_augment.MixupCutmix(0.0, 1.0)(
+  mixed, mixed_targets = jax.jit(batch_augment.MixupCutmix(0.0, 1.0))(
     key, images, targets
   )
   x, y, mixed = np.array(images), np.array(targets), np.array(mixed)
@@ -85,8 +85,8 @@ def test_cutmix_replaces_a_box_and_weighs_targets_by_its_area(seed):
 
 def test_cut_boxes_have_the_sizes_and_places_of_timm():
   height, width, area = 16, 24, 0.4
-  boxes = jax.vmap(
-    lambda key: batch_augment._sample_cut(key, area, height, width)
+  boxes = jax.jit(
+    jax.vmap(lambda key: batch_augment._sample_cut(key, area, height, width))
   )(KEYS)
   # int(16 sqrt(0.4)) // 2 = 5 and int(24 sqrt(0.4)) // 2 = 7, each way from a
   # centre that is uniform over the pixels.
@@ -118,7 +118,7 @@ def test_probabilities_of_cutmix_and_of_any_blend_are_kept():
 def test_each_group_has_its_own_draw_and_partners():
   images, targets = batch(count=8)
   key = jax.random.key(1)
-  transform = batch_augment.MixupCutmix(0.8, 0.0, group_size=4)
+  transform = jax.jit(batch_augment.MixupCutmix(0.8, 0.0, group_size=4))
   mixed, _ = transform(key, images, targets)
   x = np.array(images).reshape(2, 4, -1)
   ratios = (np.array(mixed).reshape(x.shape) - x[:, ::-1]) / (x - x[:, ::-1])
@@ -135,8 +135,12 @@ def test_batch_that_does_not_split_into_groups_is_one_group():
   images, targets = batch(count=6)
   key = jax.random.key(1)
   chex.assert_trees_all_equal(
-    batch_augment.MixupCutmix(0.8, 1.0, group_size=4)(key, images, targets),
-    batch_augment.MixupCutmix(0.8, 1.0)(key, images, targets),
+    *(
+      jax.jit(batch_augment.MixupCutmix(0.8, 1.0, group_size=group_size))(
+        key, images, targets
+      )
+      for group_size in (4, 0)
+    )
   )
 
 
@@ -144,7 +148,7 @@ def test_nothing_happens_without_mixup_or_erasing():
   images, targets = batch()
   key = jax.random.key(0)
   off = batch_augment.MixupCutmix(0.0, 0.0)(key, images, targets)
-  never = batch_augment.MixupCutmix(0.8, 1.0, probability=0.0)(
+  never = jax.jit(batch_augment.MixupCutmix(0.8, 1.0, probability=0.0))(
     key, images, targets
   )
   chex.assert_trees_all_equal(off, never, (images, targets))
@@ -191,13 +195,15 @@ def try_boxes(rng, size):
 def test_image_that_no_box_fits_is_left_alone():
   erasing = batch_augment.RandomErasing(1.0, area=(2.0, 3.0))
   images, _ = batch()
-  np.testing.assert_array_equal(erasing(jax.random.key(0), images), images)
+  np.testing.assert_array_equal(
+    jax.jit(erasing)(jax.random.key(0), images), images
+  )
 
 
 def test_erasing_puts_normal_noise_into_a_box_of_some_images():
   images = jnp.full((400, 16, 16, 3), 100.0)
   erased = np.array(
-    batch_augment.RandomErasing(0.25)(jax.random.key(0), images)
+    jax.jit(batch_augment.RandomErasing(0.25))(jax.random.key(0), images)
   )
   changed = (erased != 100).any(axis=3)
   np.testing.assert_allclose(changed.any(axis=(1, 2)).mean(), 0.25, atol=0.06)
@@ -244,17 +250,17 @@ def test_loss_is_that_of_normalised_erased_and_mixed_images(monkeypatch):
   key = jax.random.key(4)
   images = (pixels / 255 - config.data.mean) / config.data.std
   params = Linear().init(key, jnp.zeros((1, 12, 12, 3)), train=True)['params']
-  loss, (state, metrics) = task.loss(
+  loss, (state, metrics) = jax.jit(task.loss)(
     params, {}, {'image': jnp.asarray(pixels), 'label': labels}, key
   )
   assert state == {}
 
   _, erasing_key, mixup_key = jax.random.split(key, 3)
-  images = batch_augment.RandomErasing(0.25)(
+  images = jax.jit(batch_augment.RandomErasing(0.25))(
     erasing_key, jnp.asarray(images, jnp.float32)
   )
   targets = jnp.eye(10)[labels] * 0.9 + 0.01
-  images, targets = batch_augment.MixupCutmix(0.8, 1.0)(
+  images, targets = jax.jit(batch_augment.MixupCutmix(0.8, 1.0))(
     mixup_key, images, targets
   )
   logits = np.array(Linear().apply({'params': params}, images, train=True))

@@ -1,5 +1,6 @@
 """Losses, detections and figures of detection, and what it refuses."""
 
+import functools
 import json
 
 import jax
@@ -63,7 +64,7 @@ def test_batches_have_the_shapes_of_the_task(data, split):
 def test_the_model_gets_what_the_batch_says(data):
   task = _task(data)
   batch = _first_batch(task)
-  variables = task.init(jax.random.key(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   state = {'batch_stats': variables['batch_stats']}
   rng = jax.random.key(1)
 
@@ -79,17 +80,20 @@ def test_the_model_gets_what_the_batch_says(data):
     masks=np.unpackbits(batch['masks'], axis=-1),
     regions=batch['mask_regions'],
   )
-  expected, after = task.model.apply(
+  losses = functools.partial(
+    task.model.apply, method='losses', mutable=['batch_stats']
+  )
+  expected, after = jax.jit(losses)(
     variables,
     jnp.asarray(images),
     jnp.asarray(batch['size']),
     truth,
-    method='losses',
-    mutable=['batch_stats'],
     rngs={'sampling': jax.random.split(rng)[0]},
   )
   batch = jax.tree.map(jnp.asarray, batch)
-  loss, (state, metrics) = task.loss(variables['params'], state, batch, rng)
+  loss, (state, metrics) = jax.jit(task.loss)(
+    variables['params'], state, batch, rng
+  )
   assert {name: float(x) for name, x in metrics.items()} == {
     name: pytest.approx(float(x), rel=1e-5) for name, x in expected.items()
   }
@@ -105,14 +109,15 @@ def test_the_model_gets_what_the_batch_says(data):
 @pytest.mark.usefixtures('_tiny_model')
 def test_boxes_are_in_pixels_of_the_files(data):
   task = _task(data)
-  variables = task.init(jax.random.key(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   state = {'batch_stats': variables['batch_stats']}
+  apply, predict = jax.jit(task.model.apply), jax.jit(task.predict)
   batches = task.eval_data(0, 1)
   for batch in batches:
     batch = jax.tree.map(jnp.asarray, batch)
     images = task._normalize.padded(batch['image'], batch['size'])
-    expected = task.model.apply(variables, images, batch['size'])
-    found = task.predict(variables['params'], state, batch)
+    expected = apply(variables, images, batch['size'])
+    found = predict(variables['params'], state, batch)
     ratio = np.float32(batch['original_size']) / batch['size']
     np.testing.assert_allclose(
       found['boxes'],

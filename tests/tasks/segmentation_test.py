@@ -54,7 +54,7 @@ def test_loss_is_a_mean_over_pixels(data, average):
   batches = task.train_data(0, 0, 1)
   batch = next(batches)
   batches.close()
-  variables = task.init(jax.random.key(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   state = {'batch_stats': variables['batch_stats']}
   rng = jax.random.key(1)
 
@@ -117,7 +117,7 @@ def test_loss_is_a_mean_over_pixels(data, average):
 )
 def test_predictions_count_the_pixels_of_readable_images(data, fields):
   task = _task(data, **fields)
-  variables = task.init(jax.random.key(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   state = {'batch_stats': variables['batch_stats']}
   params = variables['params']
   batches = task.eval_data(0, 1)

@@ -17,6 +17,7 @@ from acmix_jax import models
 from acmix_jax.models import detection
 from configs import coco
 from tests import fake_coco
+from tests.tasks import dense_run
 
 CLASSES = tuple(category['name'] for category in fake_coco.CATEGORIES)
 OBJECTS = 2  # that are learnt; the images have up to 3
@@ -113,20 +114,5 @@ def config(data: pathlib.Path, **train) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-class _Patch:
-  setattr = staticmethod(setattr)
-
-
-def main() -> None:
-  """Trains on all devices of all processes."""
-  from acmix_jax.train import loop, mesh
-
-  mesh.initialize_processes()
-  use_tiny(_Patch)
-  experiment = config(sys.argv[1])
-  experiment.mesh.data = -1
-  loop.run(experiment, sys.argv[2])
-
-
 if __name__ == '__main__':
-  main()
+  dense_run.main(sys.modules[__name__])

@@ -15,6 +15,7 @@ from flax import linen as nn
 from acmix_jax import models
 from configs import ade20k
 from tests import fake_data
+from tests.tasks import dense_run
 
 CLASSES = ('wall', 'sky, heavens', 'tree')
 SIZES = ((40, 52), (52, 40), (36, 64))  # height, width
@@ -120,20 +121,5 @@ def config(data: pathlib.Path, **train) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-class _Patch:
-  setattr = staticmethod(setattr)
-
-
-def main() -> None:
-  """Trains on all devices of all processes."""
-  from acmix_jax.train import loop, mesh
-
-  mesh.initialize_processes()
-  use_tiny(_Patch)
-  experiment = config(sys.argv[1])
-  experiment.mesh.data = -1
-  loop.run(experiment, sys.argv[2])
-
-
 if __name__ == '__main__':
-  main()
+  dense_run.main(sys.modules[__name__])

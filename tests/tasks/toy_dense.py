@@ -1,11 +1,8 @@
 """A small dense task: labels of pixels and boxes, on two canvases.
 
 It is written as a task of the package would be, and needs nothing of its own in
-the pipeline, the loop or the evaluation. Run as a program it trains, for tests
-with several processes: `python -m tests.tasks.toy_dense WORKDIR`.
+the pipeline, the loop or the evaluation.
 """
-
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +12,6 @@ import optax
 from flax import linen as nn
 
 from acmix_jax.data import decode, order, pipeline, transforms
-from acmix_jax.tasks import task as task_lib
 from configs import imagenet
 
 CANVASES = ((16, 24), (24, 16))  # landscape, portrait
@@ -244,18 +240,3 @@ def get_config(**train) -> ml_collections.ConfigDict:
   config.eval.batch_size = 8
   config.mesh.data = 1
   return config.lock()
-
-
-def main() -> None:
-  """Trains on all devices of all processes."""
-  from acmix_jax.train import loop, mesh
-
-  mesh.initialize_processes()
-  task_lib._TASKS['toy_dense'] = ToyDense
-  config = get_config()
-  config.mesh.data = -1
-  loop.run(config, sys.argv[1])
-
-
-if __name__ == '__main__':
-  main()

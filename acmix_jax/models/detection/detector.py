@@ -99,6 +99,13 @@ class Detector(nn.Module):
   nms_threshold: float = 0.5
   max_detections: int = 100
 
+  def _check_counts(self, *counts: str):
+    """Raises ValueError unless fields, and those of all, are counts."""
+    counts = ('neck_features', 'size_divisor', 'max_detections', *counts)
+    checks.check_counts(
+      type(self).__name__, **{x: getattr(self, x) for x in counts}
+    )
+
   @property
   def dtypes(self) -> dict[str, DTypeLike]:
     """Computation and parameter dtype of neck and heads."""

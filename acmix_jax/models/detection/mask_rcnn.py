@@ -78,6 +78,10 @@ class MaskRCNN(detector.Detector, kw_only=True):
   finest_side: float = 56.0
 
   def setup(self):
+    self._check_counts(
+      *('box_dense', 'box_hidden', 'rpn_samples', 'region_samples'),
+      *('train_pre_nms', 'train_proposals', 'pre_nms', 'num_proposals'),
+    )
     checks.check_choice(
       'MaskRCNN', 'box_loss', self.box_loss, regions.BOX_LOSSES
     )
@@ -205,18 +209,8 @@ class MaskRCNN(detector.Detector, kw_only=True):
     sizes = detector.sizes_of(images, sizes)
     maps = self._pyramid(images, train)
     outputs = self._propose(maps)
-    anchors = jnp.concatenate(outputs.boxes)
-    usable = self._own(outputs, sizes)
-    if self.rpn_border is not None:
-      usable &= anchor_ops.within_image(anchors, sizes, self.rpn_border)
     truth = jax.tree.map(jnp.asarray, truth)
-    goals = proposals.targets(
-      anchors,
-      usable,
-      truth,
-      self._priorities('rpn', usable.shape, priorities),
-      self.rpn_samples,
-    )
+    goals = self._proposal_goals(outputs, sizes, truth, priorities)
     found = proposals.propose(
       dense.detached(outputs),
       self._giving(outputs, sizes),
@@ -230,6 +224,20 @@ class MaskRCNN(detector.Detector, kw_only=True):
     )
     return losses | self._region_losses(
       maps, found, sizes, truth, train, priorities
+    )
+
+  def _proposal_goals(self, outputs, sizes, truth, priorities):
+    """What the anchors of an image's own cells, and no others, learn."""
+    anchors = jnp.concatenate(outputs.boxes)
+    usable = self._own(outputs, sizes)
+    if self.rpn_border is not None:
+      usable &= anchor_ops.within_image(anchors, sizes, self.rpn_border)
+    return proposals.targets(
+      anchors,
+      usable,
+      truth,
+      self._priorities('rpn', usable.shape, priorities),
+      self.rpn_samples,
     )
 
   def _region_losses(self, maps, found, sizes, truth, train, priorities):

@@ -33,6 +33,7 @@ class RetinaNet(detector.Detector, kw_only=True):
   pre_nms: int = 1000
 
   def setup(self):
+    self._check_counts('pre_nms')
     self.neck = fpn.FPN(self.neck_features, 'conv', **self.dtypes)
     self.head = retina.RetinaHead(
       self.num_classes,

@@ -1,6 +1,7 @@
 """What heads that look at every cell of a map share."""
 
 import functools
+from collections.abc import Sequence
 
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -11,6 +12,15 @@ from acmix_jax.nn import layers
 conv = functools.partial(
   layers.Conv, use_bias=True, kernel_init=nn.initializers.normal(0.01)
 )
+
+
+def apply_tower(
+  convs: Sequence[nn.Module], maps: Sequence[Float[Array, 'b _h _w _c']]
+) -> list[Float[Array, 'b _h _w _k']]:
+  """Each map through the convolutions one after the other, each with relu."""
+  for layer in convs:
+    maps = [nn.relu(layer(x)) for x in maps]
+  return list(maps)
 
 
 def by_anchor(

@@ -68,16 +68,12 @@ class RetinaHead(nn.Module):
       By level, logits of the classes and deltas of the boxes; anchors in the
       order row, column, anchor of the cell.
     """
-    logits, deltas = [], []
-    for x in maps:
-      y = _apply(self.class_tower, x)
-      logits.append(dense.by_anchor(self.classes(y), self.num_classes))
-      y = _apply(self.box_tower, x)
-      deltas.append(dense.by_anchor(self.boxes(y), 4))
+    logits = [
+      dense.by_anchor(self.classes(x), self.num_classes)
+      for x in dense.apply_tower(self.class_tower, maps)
+    ]
+    deltas = [
+      dense.by_anchor(self.boxes(x), 4)
+      for x in dense.apply_tower(self.box_tower, maps)
+    ]
     return logits, deltas
-
-
-def _apply(tower, x):
-  for conv in tower:
-    x = nn.relu(conv(x))
-  return x

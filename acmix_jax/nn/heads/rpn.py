@@ -46,9 +46,7 @@ class RPNHead(nn.Module):
       By level, logits of an object and deltas of the boxes; anchors in the
       order row, column, anchor of the cell.
     """
-    logits, deltas = [], []
-    for x in maps:
-      y = nn.relu(self.conv(x))
-      logits.append(dense.by_anchor(self.objectness(y), 1))
-      deltas.append(dense.by_anchor(self.boxes(y), 4))
+    maps = dense.apply_tower([self.conv], maps)
+    logits = [dense.by_anchor(self.objectness(x), 1) for x in maps]
+    deltas = [dense.by_anchor(self.boxes(x), 4) for x in maps]
     return logits, deltas

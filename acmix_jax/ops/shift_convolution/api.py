@@ -1,6 +1,8 @@
 """The convolution path of ACmix: mix the projections, shift them, and sum."""
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ IMPLEMENTATIONS = (
   implementations.Implementation(
     'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.convolve
   ),
-  # Kernels whose sums stay in registers.
+  # Kernels whose sums stay in registers. On one H200, for 64 images of 56x56x64
+  # in bfloat16 and their gradients: at most 1.2 ms, where 'grouped' took 2.4.
   implementations.Implementation(
     'pallas', ('cuda',), pallas_gpu.why_not, pallas_gpu.convolve
   ),
@@ -109,43 +112,36 @@ def shift_convolution(
   _check_weights(maps, fc_kernel, depthwise_kernel, fc_bias, valid)
   for side in depthwise_kernel.shape[:2]:
     windows.check_window('shift_convolution', side, strides, dilation)
-  fc_kernel, depthwise_kernel, fc_bias = jax.tree.map(
-    lambda x: jnp.asarray(x, maps[0].dtype),
-    (fc_kernel, depthwise_kernel, fc_bias),
+  weights = _Weights.make(
+    fc_kernel, depthwise_kernel, fc_bias, valid, like=maps[0]
   )
-  if valid is None:
-    valid = np.ones(maps[0].shape[1:3], bool)
-
-  def convolve(maps, kernel):
-    problem = geometry.describe(maps, kernel, strides, dilation)
-    return implementations.run(
-      IMPLEMENTATIONS,
-      'shift_convolution',
-      implementation,
-      problem,
-      maps,
-      kernel,
-    )
-
-  fine = [x for x in maps if x.shape[1:3] == maps[0].shape[1:3]]
-  mixed = _mix_coarse(maps, len(fine), fc_kernel)
-  fc_kernel = fc_kernel[: sum(x.shape[3] for x in fine)]
+  convolve = functools.partial(_convolve, strides, dilation, implementation)
   if implementation == 'shifts':
-    mixed = mixed + _mix(fine, fc_kernel)
-    if fc_bias is not None:
-      mixed += fc_bias.reshape(1, 1, 1, -1, 1) * valid[None, :, :, None, None]
-    return convolve([mixed], depthwise_kernel)
-  # Both steps are linear, so the product of their weights applies at once.
-  folded = jnp.einsum('mt,yxtc->yxmc', fc_kernel, depthwise_kernel)
-  out = convolve(fine, folded)
-  if len(fine) < len(maps):
-    # Beside the maps, in one convolution, it moved a ninth more bytes on TPU.
-    out = out + convolve([mixed], depthwise_kernel)
-  if fc_bias is not None:
-    out = xla_cpu.add_to_each(
-      out, _convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation)
+    return convolve([_mix_all(maps, weights)], weights.depthwise_kernel)
+  out = _convolve_folded(convolve, maps, weights)
+  if weights.fc_bias is None:
+    return out
+  return xla_cpu.add_to_each(out, _convolve_bias(weights, strides, dilation))
+
+
+class _Weights(NamedTuple):
+  """See `shift_convolution`."""
+
+  fc_kernel: jax.Array
+  depthwise_kernel: jax.Array
+  fc_bias: jax.Array | None
+  valid: np.ndarray
+
+  @classmethod
+  def make(cls, fc_kernel, depthwise_kernel, fc_bias, valid, *, like):
+    """The weights in the dtype of a map, on whose grid `valid` is."""
+    arrays = jax.tree.map(
+      lambda x: jnp.asarray(x, like.dtype),
+      (fc_kernel, depthwise_kernel, fc_bias),
     )
-  return out
+    if valid is None:
+      valid = np.ones(like.shape[1:3], bool)
+    return cls(*arrays, valid)
 
 
 def shift_kernel(
@@ -213,6 +209,44 @@ def _check_weights(maps, fc_kernel, depthwise_kernel, fc_bias, valid):
       )
 
 
+def _convolve(strides, dilation, implementation, maps, kernel):
+  problem = geometry.describe(maps, kernel, strides, dilation)
+  return implementations.run(
+    IMPLEMENTATIONS, 'shift_convolution', implementation, problem, maps, kernel
+  )
+
+
+def _convolve_folded(convolve, maps, weights):
+  """Both steps in one, but for their bias.
+
+  They are linear, so the product of their weights applies at once.
+  """
+  fine, fine_kernel, mixed = _split(maps, weights.fc_kernel)
+  folded = jnp.einsum('mt,yxtc->yxmc', fine_kernel, weights.depthwise_kernel)
+  out = convolve(fine, folded)
+  if len(fine) < len(maps):
+    # Beside the maps, in one convolution, it moved a ninth more bytes on TPU.
+    out = out + convolve([mixed], weights.depthwise_kernel)
+  return out
+
+
+def _mix_all(maps, weights):
+  """All maps mixed [b, h, w, t, d], with the bias of the valid pixels."""
+  fine, fine_kernel, mixed = _split(maps, weights.fc_kernel)
+  mixed = mixed + _mix(fine, fine_kernel)
+  if weights.fc_bias is not None:
+    bias = weights.fc_bias.reshape(1, 1, 1, -1, 1)
+    mixed += bias * weights.valid[None, :, :, None, None]
+  return mixed
+
+
+def _split(maps, fc_kernel):
+  """The maps of the first one's grid, their weights, and the others mixed."""
+  fine = [x for x in maps if x.shape[1:3] == maps[0].shape[1:3]]
+  mixed = _mix_coarse(maps, len(fine), fc_kernel)
+  return fine, fc_kernel[: sum(x.shape[3] for x in fine)], mixed
+
+
 def _mix(maps, fc_kernel):
   """The dense layer on maps of one grid: [b, h, w, t, d]."""
   total, first = 0, 0
@@ -246,11 +280,13 @@ def _repeat(x, height: int, width: int):
   return x
 
 
-def _convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation):
+def _convolve_bias(weights, strides, dilation):
   """What the bias of the valid pixels adds to each output [h', w', d * n]."""
-  h, w = valid.shape
-  rows, columns, *_ = depthwise_kernel.shape
-  padded = np.pad(valid, windows.same_padding((rows, columns), dilation))
+  h, w = weights.valid.shape
+  rows, columns, *_ = weights.depthwise_kernel.shape
+  padded = np.pad(
+    weights.valid, windows.same_padding((rows, columns), dilation)
+  )
   # Whether each tap of an output is on a valid pixel, [k, k, h', w'].
   seen = np.array(
     [
@@ -261,5 +297,5 @@ def _convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation):
       for y in range(0, rows * dilation, dilation)
     ]
   )
-  taps = jnp.einsum('t,yxtc->yxc', fc_bias, depthwise_kernel)
+  taps = jnp.einsum('t,yxtc->yxc', weights.fc_bias, weights.depthwise_kernel)
   return jnp.einsum('yxhw,yxc->hwc', seen.astype(taps.dtype), taps)

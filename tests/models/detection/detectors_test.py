@@ -109,6 +109,9 @@ def test_start_values_are_those_of_the_source(make):
   ('fields', 'change', 'message'),
   [
     ({'box_loss': 'iou'}, {}, "box_loss='iou'; 'l1', 'giou' are allowed"),
+    ({'neck_features': 0}, {}, 'MaskRCNN: neck_features=0; a whole number'),
+    ({'size_divisor': -32}, {}, 'MaskRCNN: size_divisor=-32'),
+    ({'box_dense': 0}, {}, 'MaskRCNN: box_dense=0'),
     ({}, {'sizes': SIZES[0]}, r'Sizes of shape \(2,\) for 1 images'),
     ({}, {'masks': None}, 'learns masks: give masks and regions'),
     ({'images_per_group': 2}, {}, 'batch of 1 .* images_per_group=2'),
