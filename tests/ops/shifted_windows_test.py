@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import pytest
 
-from acmix_jax.ops import shifted_windows
+from acmix_jax.ops import implementations, shifted_windows
+from acmix_jax.ops.shifted_windows import geometry
 from tests.ops import battery
 
 
@@ -53,6 +55,19 @@ def test_the_kernel_lowers_for_tpu(padded, heads, dtype):
   gradient = jax.jit(jax.value_and_grad(total, (0, 1)))
   lowered = gradient.trace(maps, bias).lower(lowering_platforms=('tpu',))
   assert lowered.as_text().count('tpu_custom_call') == 2
+
+
+def test_any_number_of_images_is_left_to_the_plain_form():
+  bias = jax.ShapeDtypeStruct((1, 49, 49), jnp.float32)
+  chosen = []
+  for images in (2, *jax.export.symbolic_shape('b')):
+    maps = jax.ShapeDtypeStruct((images, 14, 7, 3, 8), jnp.float32)
+    problem = geometry.describe(maps, bias, 7, (14, 7), 0)
+    row = implementations.choose(
+      shifted_windows.IMPLEMENTATIONS, 'auto', problem, 'tpu'
+    )
+    chosen.append(row.name)
+  assert chosen == ['pallas', 'plain']
 
 
 def test_what_the_kernel_cannot_serve_is_said():

@@ -20,6 +20,8 @@ class Problem(NamedTuple):
     heads: Number of heads.
     depth: Channels of a head.
     dtype: Dtype of queries, keys and values.
+    counted: Whether the number of images is known: a program that is exported
+      may take any.
     varying: Whether the arrays differ between the devices of a caller's
       `jax.shard_map` that checks this.
   """
@@ -31,6 +33,7 @@ class Problem(NamedTuple):
   heads: int
   depth: int
   dtype: np.dtype
+  counted: bool = True
   varying: bool = False
 
   @property
@@ -61,6 +64,7 @@ def describe(
     heads=bias.shape[0],
     depth=maps.shape[4],
     dtype=maps.dtype,
+    counted=isinstance(maps.shape[0], int),
     varying=sharding.varies(maps, bias),
   )
 
