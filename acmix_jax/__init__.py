@@ -9,6 +9,8 @@ from acmix_jax.version import __version__
 # what needs no jax, such as `acmix-jax --help`, answers at once.
 _MODULES = {
   'ACmix': 'nn.acmix',
+  'acmixify': 'weights',
+  'collapse': 'weights',
   'cpu_kernels': 'cpu_kernels',
   'create_model': 'models',
   'from_torch': 'weights',

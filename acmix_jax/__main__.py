@@ -32,6 +32,7 @@ COMMANDS = {
   'prepare': _Command('prepare', 'pack a data set, or check its labels'),
   'convert': _Command('convert', 'convert official PyTorch weights'),
   'export': _Command('export', 'write a model for other programs'),
+  'collapse': _Command('collapse', 'drop paths of ACmix that matter little'),
   'cost': _Command('cost.__main__', 'count parameters and multiply-adds'),
   'aot': _Command('aot.__main__', 'compile an update for a TPU pod elsewhere'),
 }

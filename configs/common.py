@@ -20,6 +20,11 @@ def base(task: str) -> ml_collections.ConfigDict:
   # Whether a checkpoint that has moving averages gives these to init_from and
   # --mode=eval, and not the variables that the last update left.
   config.load_average = True
+  # How a model with ACmix starts from one without: 'exact': as the same
+  # function; 'nearest': as near as 3x3 convolutions allow; '': it does not.
+  config.init_acmix = ''
+  # First weight of the path (alpha or beta) that the model without ACmix lacks.
+  config.init_acmix_weight = 0.0
 
   config.data = _data()
 

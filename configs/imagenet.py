@@ -171,6 +171,10 @@ def _classification(
   config.model.name = name
   config.model.num_classes = 1000
   config.model.stage_sizes = stage_sizes  # blocks of each stage
+  # Blocks with another operator than the name says, by the first pattern that
+  # matches, such as (('stage1_*', 'attention'), ('stage2_0', 'acmix')). Also
+  # 'shift_convolution', the other path of ACmix, and 'conv', of ResNets.
+  config.model.block_operators = ()
   # First stages that are not trained, with the stem; 0: all are trained.
   config.model.frozen_stages = 0
   config.model.kernel_conv = 3  # side of ACmix's shift convolution

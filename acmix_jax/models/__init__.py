@@ -6,6 +6,7 @@ from acmix_jax.models.registry import (
   list_models,
   make_backbone,
   split_name,
+  with_acmix,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
   'list_models',
   'make_backbone',
   'split_name',
+  'with_acmix',
 ]

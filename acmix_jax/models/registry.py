@@ -158,6 +158,23 @@ def split_name(name: str) -> dict[str, str]:
   return {'name': head} | ({'backbone': backbone} if separator else {})
 
 
+def with_acmix(name: str) -> str:
+  """Name of the same model with ACmix: 'swin_tiny_acmix' of 'swin_tiny'.
+
+  Raises:
+    KeyError: No model has that name.
+    ValueError: It has ACmix.
+  """
+  row = lookup.find(_MODELS, name, 'Backbone')
+  suffixes, operator = row.family.suffixes, row.fields['operator']
+  if operator == 'acmix':
+    raise ValueError(
+      f'{name} has ACmix already. Models without: '
+      + ', '.join(x for x in _MODELS if not x.endswith(suffixes['acmix']))
+    )
+  return name.removesuffix(suffixes[operator]) + suffixes['acmix']
+
+
 def make_backbone(
   name: str, dtype: DTypeLike = jnp.float32, **overrides: Any
 ) -> backbone.Backbone:

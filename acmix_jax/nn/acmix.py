@@ -15,8 +15,8 @@ from acmix_jax.nn import attention, checks, layers, local_attention
 from acmix_jax.ops import shift_convolution, windows
 
 
-class Hybrid(nn.Module):
-  """Adds the convolution path to any attention.
+class ConvolutionPath(nn.Module):
+  """The convolution path of ACmix alone, on the projections of any attention.
 
   A small fully connected layer, shared by the d channels, makes kernel_size**2
   maps of those of q, k and v, and a grouped (depthwise) convolution that starts
@@ -29,12 +29,11 @@ class Hybrid(nn.Module):
   Neither case is in the source.
 
   Source: LeapLabTHU/ACmix, both `ACmix` modules (`fc` is fc_kernel, `dep_conv`
-  depthwise_kernel, `rate1` alpha, `rate2` beta). Here the start value of the
-  depthwise kernel survives the construction of any model; the official ResNet
-  overwrites it.
+  depthwise_kernel). Here the start value of the depthwise kernel survives the
+  construction of any model; the official ResNet overwrites it.
 
   Attributes:
-    attention: Attention; make it with `parent=None`.
+    attention: Attention of which stage I is used; make it with `parent=None`.
     kernel_size: Odd side of the shift convolution.
     strides: Strides of the convolution path, equal to the attention's.
     dilation: Dilation of the convolution path.
@@ -59,35 +58,22 @@ class Hybrid(nn.Module):
   def __call__(
     self, x: Float[Array, 'b *pixels c'], **context: Any
   ) -> Float[Array, 'b *outputs f']:
-    """Adds both paths of a map, or of a sequence if the attention takes one.
+    """Convolves a map, or a sequence if the attention takes one.
 
-    The tokens of a sequence skip the convolution path.
+    The tokens of a sequence, which have no neighbours, get zeros.
     """
-    windows.check_window('ACmix', self.kernel_size, self.strides, self.dilation)
-    half = nn.initializers.constant(0.5)
-    alpha = self.param('alpha', half, (), self.param_dtype)
-    beta = self.param('beta', half, (), self.param_dtype)
     projections = self.attention.project(x, **context)
-    convolution = self._convolution(projections)
-    both = self.attention.sum_of_paths(projections, convolution, alpha, beta)
-    if both is not None:
-      return both
-    attended = self.attention.aggregate(projections)
-    convolved = self.convolve(projections, convolution)
-    if attended.ndim == 3:
-      convolved = convolved.reshape(len(convolved), -1, convolved.shape[-1])
-      tokens = attended.shape[1] - convolved.shape[1]
-      convolved = jnp.pad(convolved, ((0, 0), (tokens, 0), (0, 0)))
-    return alpha.astype(attended.dtype) * attended + (
-      beta.astype(convolved.dtype) * convolved
-    )
+    return self.convolve(x, projections, self._convolution(projections))
 
   def convolve(
-    self, projections: attention.Projections, convolution: attention.Convolution
-  ) -> Float[Array, 'b ho wo f']:
-    """The convolution path."""
+    self,
+    x: Float[Array, 'b *pixels c'],
+    projections: attention.Projections,
+    convolution: attention.Convolution,
+  ) -> Float[Array, 'b *outputs f']:
+    """Stage II of the path, of the projections of x."""
     maps, valid = self.attention.convolution_maps(projections)
-    return shift_convolution.shift_convolution(
+    out = shift_convolution.shift_convolution(
       [x.astype(self.dtype or x.dtype) for x in maps],
       *convolution.weights,
       valid=valid,
@@ -95,9 +81,14 @@ class Hybrid(nn.Module):
       dilation=convolution.dilation,
       implementation=convolution.implementation,
     )
+    if x.ndim == 3:
+      out = out.reshape(len(out), -1, out.shape[-1])
+      out = jnp.pad(out, ((0, 0), (x.shape[1] - out.shape[1], 0), (0, 0)))
+    return out
 
   def _convolution(self, projections):
-    """Weights and options of the convolution path."""
+    """Weights and options of the path."""
+    windows.check_window('ACmix', self.kernel_size, self.strides, self.dilation)
     maps, _ = self.attention.convolution_maps(projections)
     inputs, taps = sum(x.shape[3] for x in maps), self.kernel_size**2
     features = projections.v.shape[3] * projections.v.shape[4]
@@ -122,23 +113,58 @@ class Hybrid(nn.Module):
     return kernel.astype(self.param_dtype)
 
 
+class Hybrid(ConvolutionPath):
+  """ACmix of any attention: alpha * attention + beta * convolution.
+
+  The tokens of a sequence, which have no place in the map, skip the convolution
+  path.
+
+  Source: LeapLabTHU/ACmix, both `ACmix` modules (`rate1` is alpha, `rate2`
+  beta). Fields: those of `ConvolutionPath`.
+  """
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b *pixels c'], **context: Any
+  ) -> Float[Array, 'b *outputs f']:
+    """Adds both paths of a map, or of a sequence if the attention takes one."""
+    half = nn.initializers.constant(0.5)
+    alpha = self.param('alpha', half, (), self.param_dtype)
+    beta = self.param('beta', half, (), self.param_dtype)
+    projections = self.attention.project(x, **context)
+    convolution = self._convolution(projections)
+    both = self.attention.sum_of_paths(projections, convolution, alpha, beta)
+    if both is not None:
+      return both
+    attended = self.attention.aggregate(projections)
+    convolved = self.convolve(x, projections, convolution)
+    return alpha.astype(attended.dtype) * attended + (
+      beta.astype(convolved.dtype) * convolved
+    )
+
+
+# What `make_operator` makes of an attention.
+OPERATORS = ('attention', 'acmix', 'shift_convolution')
+
+
 def make_operator(
   operator: str, attention: attention.Attention, **options: Any
 ) -> nn.Module:
-  """An attention alone ('attention') or with the convolution path ('acmix').
+  """ACmix of an attention, or one of its two paths alone.
 
   Args:
-    operator: Which of the two.
+    operator: 'acmix', or the path: 'attention' or 'shift_convolution'.
     attention: Attention, made with `parent=None`.
-    **options: Fields of `Hybrid`.
+    **options: Fields of `ConvolutionPath`.
 
   Raises:
-    ValueError: `operator` is neither.
+    ValueError: `operator` is none of these.
   """
-  checks.check_choice('ACmix', 'operator', operator, ('attention', 'acmix'))
+  checks.check_choice('ACmix', 'operator', operator, OPERATORS)
   if operator == 'attention':
     return attention
-  return Hybrid(attention, parent=None, **options)
+  layer = Hybrid if operator == 'acmix' else ConvolutionPath
+  return layer(attention, parent=None, **options)
 
 
 class ACmix(nn.Module):

@@ -65,25 +65,12 @@ class PatchwiseAttention(attention.Attention):
     checks.check_heads(name, self.features, _SHARED)
     windows.check_window(name, self.kernel_size, 1, 1)
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    width, hidden = self.features // _VALUE_GROUPS, self.features // _SHARED
+    width = self.features // _VALUE_GROUPS
     self.query = layers.Dense(width, **dtypes)
     self.key = layers.Dense(width, **dtypes)
     self.value = layers.Dense(self.features, **dtypes)
-    taps = self.kernel_size**2
     self.norm1 = layers.BatchNorm(self.norm_groups, self.batch_norm, **dtypes)
     self.norm2 = layers.BatchNorm(self.norm_groups, self.batch_norm, **dtypes)
-    self.kernel1 = self.param(
-      'kernel1',
-      layers.TORCH_KERNEL,
-      (width * (1 + taps), hidden),
-      self.param_dtype,
-    )
-    self.kernel2 = self.param(
-      'kernel2', layers.TORCH_KERNEL, (hidden, hidden * taps), self.param_dtype
-    )
-    self.bias2 = self.param(
-      'bias2', layers.torch_bias(hidden), (hidden * taps,), self.param_dtype
-    )
 
   def project(
     self, x: Float[Array, 'b h w c'], *, train: bool
@@ -98,6 +85,7 @@ class PatchwiseAttention(attention.Attention):
       train=train,
     )
 
+  @nn.compact
   def aggregate(
     self, projections: PatchwiseProjections
   ) -> Float[Array, 'b h w f']:
@@ -108,16 +96,29 @@ class PatchwiseAttention(attention.Attention):
     windows.check_reflection(
       'PatchwiseAttention', *q.shape[1:3], self.kernel_size, 1
     )
-    hidden = self.norm2(self._hidden(q, k, train), train=train)
+    taps, features = self.kernel_size**2, self.features // _SHARED
+    kernel1, kernel2 = (
+      self.param(name, layers.TORCH_KERNEL, shape, self.param_dtype)
+      for name, shape in (
+        ('kernel1', (q.shape[-1] * (1 + taps), features)),
+        ('kernel2', (features, features * taps)),
+      )
+    )
+    bias2 = self.param(
+      'bias2',
+      layers.torch_bias(features),
+      (features * taps,),
+      self.param_dtype,
+    )
+    hidden = self.norm2(self._hidden(q, k, kernel1, train), train=train)
     hidden = nn.relu(hidden).astype(v.dtype)
-    taps = self.kernel_size**2
-    kernel = self.kernel2.reshape(hidden.shape[-1], -1, taps)
-    bias = self.bias2.reshape(-1, taps)
+    kernel = kernel2.reshape(features, -1, taps)
+    bias = bias2.reshape(-1, taps)
     return patchwise.patchwise_aggregation(
       v, hidden, kernel.transpose(2, 0, 1), bias.T, self.kernel_size
     )
 
-  def _hidden(self, q, k, train):
+  def _hidden(self, q, k, kernel1, train):
     """Hidden features of queries and windows of keys, normalised before."""
     width, taps = q.shape[-1], self.kernel_size**2
     moments = None
@@ -141,10 +142,10 @@ class PatchwiseAttention(attention.Attention):
       q,
       factor[:, None, :width],
       offset[:, None, :width],
-      self.kernel1[None, :width],
+      kernel1[None, :width],
       kernel_size=1,
     )
-    kernel = of_keys(self.kernel1.T).transpose(1, 2, 0)
+    kernel = of_keys(kernel1.T).transpose(1, 2, 0)
     return of_query + patchwise.window_dense(
       k, of_keys(factor), of_keys(offset), kernel, self.kernel_size
     )

@@ -58,12 +58,6 @@ class WindowAttention(attention.Attention):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.query_key_value = transformer.dense(3 * self.features, **dtypes)
     self.out = transformer.dense(self.features, **dtypes)
-    self.bias = self.param(
-      'bias',
-      transformer.NORMAL,
-      ((2 * self.window_size - 1) ** 2, self.num_heads),
-      self.param_dtype,
-    )
 
   def project(
     self,
@@ -96,10 +90,17 @@ class WindowAttention(attention.Attention):
     q, k, v = jnp.split(maps, 3, axis=3)
     return WindowProjections(q, k, v, maps, size, shift)
 
+  @nn.compact
   def aggregate(
     self, projections: WindowProjections
   ) -> Float[Array, 'b h w f']:
     """Attention within windows."""
+    bias = self.param(
+      'bias',
+      transformer.NORMAL,
+      ((2 * self.window_size - 1) ** 2, self.num_heads),
+      self.param_dtype,
+    )
     size = projections.size
     if self.attend_padding:
       size = projections.q.shape[1:3]
@@ -107,7 +108,7 @@ class WindowAttention(attention.Attention):
       projections.q,
       projections.k,
       projections.v,
-      shifted_windows.relative_bias(self.bias, self.window_size),
+      shifted_windows.relative_bias(bias, self.window_size),
       self._regions(size, projections.shift),
       window_size=self.window_size,
     )

@@ -7,13 +7,15 @@ object is made; nothing is compiled before one of its functions is called.
 
 import functools
 import logging
+import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
-from acmix_jax import tasks
+from acmix_jax import tasks, weights
 from acmix_jax.train import groups, optim
 from acmix_jax.train import mesh as mesh_lib
 from acmix_jax.train import state as state_lib
@@ -66,6 +68,46 @@ class Evaluation:
       out_shardings=mesh_lib.replicated(self.mesh),
     )
 
+  def random_variables(self, rng: jax.Array) -> dict[str, Any]:
+    """Random variables of the model, on the mesh."""
+    init = jax.jit(
+      self.task.init, out_shardings=_shardings(self.variable_shapes)
+    )
+    return init(rng)
+
+  def stored_variables(
+    self,
+    path: pathlib.Path,
+    replaceable: str | None = None,
+    *,
+    first: bool = False,
+  ) -> dict[str, Any]:
+    """Stored weights as the variables of the model, on the mesh.
+
+    Args:
+      path: result of `weights.find`.
+      replaceable: names that may be random instead, see `weights.assign`.
+      first: whether these are the weights of `init_from`, which become those of
+        a network with ACmix where `init_acmix` says so.
+
+    Raises:
+      ValueError: there are no such weights, or they do not fit.
+    """
+    config, wanted = self.config, self.variable_shapes
+    stored = weights.load_weights(path, average=config.load_average)
+    if first and config.init_acmix:
+      stored, fresh = weights.acmixed(
+        stored,
+        wanted,
+        fit=config.init_acmix,
+        new_weight=config.init_acmix_weight,
+      )
+      names = '|'.join(map(re.escape, fresh))
+      replaceable = '|'.join(filter(None, [replaceable, f'^({names})$']))
+    if replaceable is not None:
+      wanted = self.random_variables(jax.random.key(config.seed))
+    return weights.assign(wanted, stored, replaceable)
+
 
 class Training(Evaluation):
   """A training on a mesh.
@@ -98,6 +140,7 @@ class Training(Evaluation):
     Raises:
       ValueError: a field that cannot work.
     """
+    _check_start(config)
     _check(config.train, mesh)
     super().__init__(config, mesh, task)
     if steps_per_epoch is None:
@@ -129,13 +172,6 @@ class Training(Evaluation):
       self.rules,
       ema_decay=self.config.train.ema_decay,
     )
-
-  def random_variables(self, rng: jax.Array) -> dict[str, Any]:
-    """Random variables of the model, on the mesh."""
-    init = jax.jit(
-      self.task.init, out_shardings=_shardings(self.variable_shapes)
-    )
-    return init(rng)
 
   def start(self, variables: dict[str, Any]) -> state_lib.TrainState:
     """State before the first update; `variables` are consumed."""
@@ -198,6 +234,17 @@ def _check_shared(config: ml_collections.ConfigDict) -> None:
   for field in ('threads', 'workers', 'max_damaged'):
     if config.data[field] < 0:
       raise ValueError(f'data.{field}={config.data[field]} must be >= 0.')
+
+
+def _check_start(config: ml_collections.ConfigDict) -> None:
+  """Checks the fields that say what the first weights are."""
+  if config.init_acmix:
+    weights.check_acmix_options(config.init_acmix, config.init_acmix_weight)
+    if not config.init_from:
+      raise ValueError(
+        f'init_acmix={config.init_acmix!r} changes the weights of init_from; '
+        'give them.'
+      )
 
 
 def _check(train: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -104,24 +104,20 @@ def evaluate_checkpoint(
       classes, or nothing to evaluate.
   """
   evaluation = build.Evaluation(config, mesh)
-  checkpoint = str(checkpoint)
+  checkpoint, first = str(checkpoint), False
   if checkpoint.isdigit():
     path = workdir / files.CHECKPOINTS / checkpoint
   elif checkpoint:
     path = pathlib.Path(checkpoint)
   elif config.init_from and not (workdir / files.CHECKPOINTS).exists():
-    path = pathlib.Path(config.init_from)
+    path, first = pathlib.Path(config.init_from), True
   else:
     path = workdir
   path = weights.find(path)
   description.check_classes(
     weights.load_description(path), evaluation.task.description('eval'), path
   )
-  model_state = weights.assign(
-    evaluation.variable_shapes,
-    weights.load_weights(path, average=config.load_average),
-    replaceable=None,
-  )
+  model_state = evaluation.stored_variables(path, first=first)
   params = model_state.pop('params')
   logger.info('Evaluating %s.', path)
   metrics = evaluate(evaluation, params, model_state, workdir=workdir)

@@ -230,20 +230,15 @@ def _start(
       restored.step, restored.state, window, restored.interrupted
     )
   # 2. the weights that `init_from` names, with fresh ones where they may lack;
-  rng = jax.random.key(config.seed)
   if config.init_from:
     path = weights.find(config.init_from)
     logger.info('Starting from %s.', path)
     description.note_start(
       weights.load_description(path), task.description('train'), path
     )
-    variables = weights.assign(
-      training.random_variables(rng),
-      weights.load_weights(path, average=config.load_average),
-      task.replaceable,
-    )
+    variables = training.stored_variables(path, task.replaceable, first=True)
     state = training.start(variables)
   # 3. random variables.
   else:
-    state = training.init(rng)
+    state = training.init(jax.random.key(config.seed))
   return _Progress(0, state, window_lib.Window(0), eval_owed=False)

@@ -59,6 +59,7 @@ def test_model_fields_and_defaults_are_listed(name):
     ('san10_acmix', {'widths': (32, 64, 64, 64), 'kernel_conv': 5}),
     ('pvt_tiny_acmix', {'reductions': (4, 4, 2, 1), 'drop_path': 0.5}),
     ('swin_tiny', {'window_size': 8, 'num_heads': (1, 2, 4, 8)}),
+    ('swin_tiny_acmix', {'block_operators': (('stage1_*', 'attention'),)}),
     ('digits_acmix', {'num_heads': 2, 'param_dtype': 'bfloat16'}),
   ],
 )

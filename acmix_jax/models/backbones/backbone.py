@@ -1,5 +1,7 @@
 """What all backbones have in common."""
 
+import fnmatch
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,7 +24,10 @@ class Backbone(nn.Module, kw_only=True):
 
   Attributes:
     stage_sizes: Blocks of each stage.
-    operator: Operator of the blocks: 'attention' or 'acmix'.
+    operator: Operator of the blocks, one of `acmix.OPERATORS`.
+    block_operators: Other operators of some blocks: pairs of a shell-style
+      pattern of the blocks' names and an operator, the first that matches, such
+      as (('stage1_*', 'attention'), ('stage2_0', 'shift_convolution')).
     frozen_stages: Number of first stages, with the stem, that get no gradient
       and run as in evaluation; 0: all train, the stem too.
     dtype: Computation dtype.
@@ -32,6 +37,7 @@ class Backbone(nn.Module, kw_only=True):
 
   stage_sizes: tuple[int, ...]
   operator: str = 'attention'
+  block_operators: tuple[tuple[str, str], ...] = ()
   frozen_stages: int = 0
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
@@ -69,6 +75,22 @@ class Backbone(nn.Module, kw_only=True):
     numbers = '|'.join(map(str, range(1, self.frozen_stages + 1)))
     return [f'(stem|stage({numbers}))_.*']
 
+  @property
+  def block_names(self) -> list[str]:
+    """Names of the blocks, from the first to the last."""
+    return [
+      f'stage{stage}_{i}'
+      for stage, size in enumerate(self.stage_sizes, start=1)
+      for i in range(size)
+    ]
+
+  def operator_of(self, block: str) -> str:
+    """Operator of the block of a name."""
+    for pattern, operator in self.block_operators:
+      if fnmatch.fnmatchcase(block, pattern):
+        return operator
+    return self.operator
+
   def _check_fields(self, *counts: str, **by_stage: tuple):
     """Raises ValueError for a value that cannot work.
 
@@ -87,6 +109,17 @@ class Backbone(nn.Module, kw_only=True):
         f'{name}: frozen_stages={self.frozen_stages}; 0 to '
         f'{len(self.stage_sizes)} are allowed, the number of its stages.'
       )
+    for pair in self.block_operators:
+      if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(
+          f'{name}: {pair!r} of block_operators is no pair; give pairs such as '
+          "(('stage1_0', 'attention'),), with a comma behind a single one."
+        )
+      if not fnmatch.filter(self.block_names, pair[0]):
+        raise ValueError(
+          f'{name}: {pair[0]!r} of block_operators matches no block; there are '
+          f'{", ".join(self.block_names)}.'
+        )
 
   def _trains(self, stage: int, train: bool) -> bool:
     """Whether a stage (0: the stem) runs as in training."""

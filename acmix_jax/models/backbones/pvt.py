@@ -88,13 +88,14 @@ class PVT(backbone.Backbone):
     rates = transformer.drop_path_rates(self.drop_path, self.stage_sizes)
 
     def make_block(stage, i):
+      name = f'stage{stage + 1}_{i}'
       return transformer.Block(
-        self._make_operator(stage, **dtypes),
+        self._make_operator(name, stage, **dtypes),
         self.mlp_ratios[stage],
         rates[stage][i],
         EPSILON,
         **dtypes,
-        name=f'stage{stage + 1}_{i}',
+        name=name,
       )
 
     self.embeds = [
@@ -166,7 +167,7 @@ class PVT(backbone.Backbone):
       self.param_dtype,
     )
 
-  def _make_operator(self, stage, **dtypes):
+  def _make_operator(self, block, stage, **dtypes):
     attention = spatial_reduction_attention.SpatialReductionAttention(
       self.widths[stage],
       self.num_heads[stage],
@@ -175,7 +176,7 @@ class PVT(backbone.Backbone):
       **dtypes,
     )
     return acmix.make_operator(
-      self.operator,
+      self.operator_of(block),
       attention,
       kernel_size=self.kernel_conv,
       implementation=self.convolution_implementation,

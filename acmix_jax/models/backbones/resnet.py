@@ -59,8 +59,8 @@ class ResNet(backbone.Backbone):
   """A ResNet whose blocks have a convolution, attention or ACmix.
 
   Attributes:
-    operator: Operator of the blocks: 'conv' (3x3), 'attention' (local) or
-      'acmix' (both).
+    operator: Operator of the blocks: 'conv' (3x3), or one of
+      `acmix.OPERATORS`, of local attention.
     width: Channels of the stem and of the first stage's operators.
     stem: 'imagenet' (7x7 stride 2, then max pooling) or 'small' (3x3 stride 1,
       for images of some 32 pixels; the maps are then 4 times as fine).
@@ -111,13 +111,14 @@ class ResNet(backbone.Backbone):
 
     def make_block(stage, i, width):
       strides = 2 if stage > 1 and i == 0 else 1
+      name = f'stage{stage}_{i}'
       return Bottleneck(
-        self._make_operator(width, strides),
+        self._make_operator(self.operator_of(name), width, strides),
         width,
         strides,
         conv,
         norm,
-        name=f'stage{stage}_{i}',
+        name=name,
       )
 
     self.blocks = [
@@ -148,17 +149,17 @@ class ResNet(backbone.Backbone):
   def _frozen_patterns(self):
     return super()._frozen_patterns() + layers.frozen_norms(self.batch_norm)
 
-  def _make_operator(self, width, strides):
+  def _make_operator(self, operator, width, strides):
     shared = dict(
       strides=strides, dtype=self.dtype, param_dtype=self.param_dtype
     )
     init = layers.KAIMING_FAN_OUT
-    operators = ('conv', 'attention', 'acmix')
-    checks.check_choice('ResNet', 'operator', self.operator, operators)
-    if self.operator == 'conv':
+    operators = ('conv', *acmix.OPERATORS)
+    checks.check_choice('ResNet', 'operator', operator, operators)
+    if operator == 'conv':
       return layers.Conv(width, 3, kernel_init=init, parent=None, **shared)
     return acmix.make_operator(
-      self.operator,
+      operator,
       local_attention.LocalAttention(
         width,
         self.num_heads,

@@ -92,6 +92,12 @@ class SAN(backbone.Backbone):
     return self._by_stage(self.widths)
 
   @property
+  def block_names(self) -> list[str]:
+    """Names of the blocks, those of the stem first."""
+    stem = [f'stem_{i}' for i in range(self.stem_size)]
+    return stem + super().block_names
+
+  @property
   def side_multiple(self) -> int:
     """Pixels of the image between pixels of the last stage."""
     return max(self.strides.values())
@@ -111,7 +117,7 @@ class SAN(backbone.Backbone):
     def make_blocks(name, size, width, kernel_size):
       return [
         Block(
-          self._make_operator(width, kernel_size, **dtypes),
+          self._make_operator(f'{name}_{i}', width, kernel_size, **dtypes),
           norm,
           **dtypes,
           name=f'{name}_{i}',
@@ -168,7 +174,7 @@ class SAN(backbone.Backbone):
   def _frozen_patterns(self):
     return super()._frozen_patterns() + layers.frozen_norms(self.batch_norm)
 
-  def _make_operator(self, width, kernel_size, **dtypes):
+  def _make_operator(self, block, width, kernel_size, **dtypes):
     attention = patchwise_attention.PatchwiseAttention(
       width // _EXPANSION,
       kernel_size,
@@ -178,7 +184,7 @@ class SAN(backbone.Backbone):
       **dtypes,
     )
     return acmix.make_operator(
-      self.operator,
+      self.operator_of(block),
       attention,
       kernel_size=self.kernel_conv,
       implementation=self.convolution_implementation,

@@ -102,12 +102,13 @@ class Swin(backbone.Backbone):
     rates = transformer.drop_path_rates(self.drop_path, self.stage_sizes)
 
     def make_block(stage, i, width):
+      name, shifted = f'stage{stage + 1}_{i}', i % 2 == 1
       return transformer.Block(
-        self._make_operator(stage, width, shifted=i % 2 == 1, **dtypes),
+        self._make_operator(name, stage, width, shifted=shifted, **dtypes),
         self.mlp_ratio,
         rates[stage][i],
         **dtypes,
-        name=f'stage{stage + 1}_{i}',
+        name=name,
       )
 
     self.stage1_embed = transformer.PatchEmbed(
@@ -147,7 +148,7 @@ class Swin(backbone.Backbone):
         stages[name] = norm(stages[name])
     return stages
 
-  def _make_operator(self, stage, width, *, shifted, **dtypes):
+  def _make_operator(self, block, stage, width, *, shifted, **dtypes):
     attention = window_attention.WindowAttention(
       width,
       self.num_heads[stage],
@@ -157,7 +158,7 @@ class Swin(backbone.Backbone):
       **dtypes,
     )
     layer = acmix.make_operator(
-      self.operator,
+      self.operator_of(block),
       attention,
       kernel_size=self.kernel_conv,
       use_fc_bias=True,

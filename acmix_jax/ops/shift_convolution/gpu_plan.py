@@ -10,14 +10,15 @@ from jax.experimental import pallas as pl
 from acmix_jax.ops.shift_convolution import geometry
 
 WARPS = 4
-# Channels of a pixel in a program: 128 bytes of 16-bit numbers.
-_LANES = 64
+# Channels of a pixel in a program. On one H200, forward at 56x56x64, bfloat16:
+# 0.23 ms, where 64 channels, whole lines of its memory, took 0.37.
+_LANES = 16
 # Outputs of a group in a program.
 _GROUP = 4
 # Numbers of one output that a thread sums.
 _NUMBERS = 16
 # The same where the kernel is the output, which has as many for each tap.
-_KERNEL_NUMBERS = 4
+_KERNEL_NUMBERS = 2
 # Taps that are unrolled; of a larger kernel, those of a row.
 _UNROLLED = 9
 # Programs that sum the gradient of the kernel: four for each multiprocessor.

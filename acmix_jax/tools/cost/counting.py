@@ -171,10 +171,10 @@ def _stage(module: nn.Module, method: str) -> tuple[_Stage, nn.Module] | None:
   """The stage that a method is, and the operator of which it is one."""
   match module, method:
     case attention.Attention(), 'project' | 'aggregate':
-      wrapped = isinstance(module.parent, acmix.Hybrid)
+      wrapped = isinstance(module.parent, acmix.ConvolutionPath)
       stage = _Stage.PROJECTION if method == 'project' else _Stage.AGGREGATION
       return stage, module.parent if wrapped else module
-    case acmix.Hybrid(), 'convolve':
+    case acmix.ConvolutionPath(), 'convolve':
       return _Stage.AGGREGATION, module
     case layers.Conv(name='operator'), '__call__':
       return _Stage.CONVOLUTION, module

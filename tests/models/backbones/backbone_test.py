@@ -145,6 +145,48 @@ def test_a_size_that_leaves_nothing_is_named(name, field, value):
     jax.eval_shape(backbone.init, jax.random.key(0), images)
 
 
+@pytest.mark.usefixtures('without_shape_checks')
+@pytest.mark.parametrize(
+  ('block_operators', 'message'),
+  [
+    (('stage1_0', 'attention'), "'stage1_0' of block_operators is no pair"),
+    ((('stage5_*', 'conv'),), 'matches no block; there are stage1_0, stage2_0'),
+    ((('stage1_*', 'shift'),), "operator='shift'; 'conv', 'attention', "),
+  ],
+)
+def test_operators_of_blocks_that_there_cannot_be_are_refused(
+  block_operators, message
+):
+  backbone = models.make_backbone(
+    'resnet26_acmix', stage_sizes=(1, 1), block_operators=block_operators
+  )
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(backbone.init, jax.random.key(0), images)
+
+
+def test_the_first_pattern_says_the_operator_of_a_block():
+  backbone = models.make_backbone(
+    'san10_acmix',
+    block_operators=(
+      ('stage2_1', 'acmix'),
+      ('stage[12]_*', 'shift_convolution'),
+      ('stage4_*', 'attention'),
+    ),
+  )
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  params = jax.eval_shape(backbone.init, jax.random.key(0), images)['params']
+  for block in backbone.block_names:
+    layer = params[block]['operator']
+    found = ('depthwise_kernel' in layer, 'alpha' in layer)
+    expected = (True, True)
+    if block.startswith('stage4'):
+      expected = (False, False)
+    elif block in ('stage1_0', 'stage2_0'):
+      expected = (True, False)
+    assert found == expected, block
+
+
 def test_a_model_of_no_classes_is_refused():
   with pytest.raises(ValueError, match='resnet26: num_classes=0; a whole'):
     models.create_model('resnet26', num_classes=0)

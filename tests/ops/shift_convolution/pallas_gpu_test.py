@@ -91,7 +91,7 @@ def test_kernels_lower_for_cuda(size, heads, depth, taps, options, dtype):
 
 
 def test_a_program_has_whole_maps_side_by_side():
-  problem = geometry.Problem(np.dtype('float32'), 16, 1, 1)
+  problem = geometry.Problem(np.dtype('float32'), 4, 1, 1)
   plans = [
     gpu_plan.make_plan(problem, (3, 3), [(7, 7)] * 2, maps, outputs)
     for maps, outputs in itertools.product((1, 4, 6), (1, 6, 7))
