@@ -4,7 +4,7 @@ from acmix_jax import cpu_kernels
 from acmix_jax.models import create_model, list_heads, list_models
 from acmix_jax.nn.acmix import ACmix
 from acmix_jax.version import __version__
-from acmix_jax.weights import from_torch, load_weights
+from acmix_jax.weights import from_torch, load_weights, to_torch
 
 __all__ = [
   'ACmix',
@@ -15,4 +15,5 @@ __all__ = [
   'list_heads',
   'list_models',
   'load_weights',
+  'to_torch',
 ]
