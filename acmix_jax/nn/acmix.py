@@ -75,7 +75,7 @@ class Hybrid(nn.Module):
     attended = self.attention.aggregate(projections)
     convolved = self.convolve(projections, convolution)
     if attended.ndim == 3:
-      convolved = convolved.reshape(len(convolved), -1, convolved.shape[-1])
+      convolved = convolved.reshape(convolved.shape[0], -1, convolved.shape[-1])
       tokens = attended.shape[1] - convolved.shape[1]
       convolved = jnp.pad(convolved, ((0, 0), (tokens, 0), (0, 0)))
     return alpha.astype(attended.dtype) * attended + (
