@@ -17,6 +17,7 @@ _MODULES = {
   'list_heads': 'models',
   'list_models': 'models',
   'load_weights': 'weights',
+  'to_torch': 'weights',
 }
 
 __all__ = ['__version__', *_MODULES]

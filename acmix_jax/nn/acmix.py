@@ -82,7 +82,7 @@ class ConvolutionPath(nn.Module):
       implementation=convolution.implementation,
     )
     if x.ndim == 3:
-      out = out.reshape(len(out), -1, out.shape[-1])
+      out = out.reshape(out.shape[0], -1, out.shape[-1])
       out = jnp.pad(out, ((0, 0), (x.shape[1] - out.shape[1], 0), (0, 0)))
     return out
 

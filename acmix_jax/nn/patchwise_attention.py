@@ -128,7 +128,9 @@ class PatchwiseAttention(attention.Attention):
         k, self.kernel_size, self.norm_groups
       )
       means = (
-        jnp.concatenate([query, keys.swapaxes(1, 2).reshape(len(keys), -1)], 1)
+        jnp.concatenate(
+          [query, keys.swapaxes(1, 2).reshape(keys.shape[0], -1)], 1
+        )
         for query, keys in zip(of_query, of_window, strict=True)
       )
       moments = layers.Moments(*means, count)

@@ -88,17 +88,18 @@ class SpatialReductionAttention(attention.Attention):
     if self.reduction > 1:
       pixels = x[:, tokens:].reshape(-1, *grid, x.shape[2])
       reduced = self.reduce_norm(self.reduce(pixels))
-      reduced = reduced.reshape(len(x), -1, self.features)
+      reduced = reduced.reshape(x.shape[0], -1, self.features)
       keys = jnp.concatenate([x[:, :tokens], reduced], axis=1)
     head_dim = self.features // self.num_heads
-    heads = (len(x), -1, self.num_heads, head_dim)
+    heads = (x.shape[0], -1, self.num_heads, head_dim)
     sequences = [
       (self.query(x), grid),
       *[(y, coarse) for y in jnp.split(self.key_value(keys), 2, axis=-1)],
     ]
     sequences = [(y.reshape(heads), size) for y, size in sequences]
     q, k, v = (
-      y[:, tokens:].reshape(len(x), *size, *heads[2:]) for y, size in sequences
+      y[:, tokens:].reshape(x.shape[0], *size, *heads[2:])
+      for y, size in sequences
     )
     of_tokens = tuple(y[:, :tokens] for y, _ in sequences)
     return SequenceProjections(q, k, v, of_tokens)
@@ -109,7 +110,7 @@ class SpatialReductionAttention(attention.Attention):
     """Attention of tokens and pixels."""
     maps = (projections.q, projections.k, projections.v)
     q, k, v = (
-      jnp.concatenate([tokens, y.reshape(len(y), -1, *y.shape[3:])], axis=1)
+      jnp.concatenate([tokens, y.reshape(y.shape[0], -1, *y.shape[3:])], axis=1)
       for tokens, y in zip(projections.tokens, maps, strict=True)
     )
     out = ops.attention(q, k, v)

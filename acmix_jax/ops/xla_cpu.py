@@ -141,7 +141,7 @@ def add_to_each(
   The gradient of y is a product with ones: XLA on CPU takes about 30 times as
   long to sum a few images. Elsewhere it knows the product for a sum.
   """
-  ones = jnp.ones(len(x), x.dtype)
+  ones = jnp.ones(x.shape[0], x.dtype)
   # 'highest', as a sum would be: a TPU rounds the factors of a product.
   return x + jnp.einsum('b,...->b...', ones, y, precision='highest')
 
@@ -160,7 +160,7 @@ def multiply_axis(
 
   def one_by_one(matrix, x):
     lines = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)
-    matrices = jnp.broadcast_to(matrix, (len(lines), *matrix.shape))
+    matrices = jnp.broadcast_to(matrix, (lines.shape[0], *matrix.shape))
     y = jnp.matmul(matrices, lines, precision=precision)
     return y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 

@@ -1,14 +1,21 @@
 r"""Converts official PyTorch weights into a file for `acmix_jax.load_weights`.
 
+And back, with --to_torch.
+
     acmix-jax convert resnet50 resnet50.pth resnet50.safetensors
     acmix-jax convert swin_tiny IN OUT --num_classes=21841
     acmix-jax convert upernet:swin_tiny IN OUT
+    acmix-jax convert resnet50_acmix RUN OUT.pth --to_torch
 
 IN is a .safetensors file with the official names, or a .pth file; the latter
 needs PyTorch (pip install 'acmix-jax[torch]'). Training starts from OUT with
 --config.init_from=OUT. Fields of the model that differ from its defaults are
 given as --FIELD=VALUE. Of a file with moving averages these are taken, or with
 --no-average the weights of the last update.
+
+With --to_torch IN is what `acmix_jax.load_weights` reads, such as the folder of
+a training, and OUT gets the official names: a .safetensors file, or a .pth
+file, which needs PyTorch. The official code loads it strictly.
 """
 
 import argparse
@@ -20,8 +27,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safetensors import numpy as safetensors_numpy
+
 from acmix_jax import models, weights
 from acmix_jax.weights import files
+
+# Files of PyTorch.
+_TORCH = ('.pth', '.pt')
 
 
 def read(path: pathlib.Path) -> Mapping[str, Any]:
@@ -39,13 +51,7 @@ def read(path: pathlib.Path) -> Mapping[str, Any]:
   """
   if path.suffix == '.safetensors':
     return files.read_arrays(path)
-  try:
-    import torch
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{path} needs PyTorch to be read: pip install 'acmix-jax[torch]', or "
-      'save the weights as .safetensors where PyTorch is installed.'
-    ) from error
+  torch = _torch(path)
   try:
     saved = torch.load(path, map_location='cpu', weights_only=True)
   except (pickle.UnpicklingError, EOFError) as error:
@@ -93,11 +99,65 @@ def convert(
   weights.save_weights(target, variables)
 
 
+def to_torch(
+  name: str,
+  source: pathlib.Path,
+  target: pathlib.Path,
+  *,
+  average: bool = True,
+  **overrides: Any,
+) -> None:
+  """Writes weights under their official names.
+
+  Args:
+    name: see `convert`.
+    source: see `weights.load_weights`.
+    target: the file to write: .safetensors, .pth or .pt.
+    average: see `weights.load_weights`.
+    **overrides: see `convert`.
+
+  Raises:
+    KeyError: no model has that name.
+    ModuleNotFoundError: the file needs PyTorch, which is not installed.
+    ValueError: the target has another suffix, or the weights do not fit.
+  """
+  if target.suffix not in ('.safetensors', *_TORCH):
+    raise ValueError(
+      f'{target} must end in one of .safetensors, {", ".join(_TORCH)}.'
+    )
+  models.create_model(name, **overrides)  # Refuses a wrong name at once.
+  arrays = weights.to_torch(
+    name, weights.load_weights(source, average=average), **overrides
+  )
+  if target.suffix == '.safetensors':
+    safetensors_numpy.save_file(arrays, target, {'format': 'pt'})
+    return
+  torch = _torch(target)
+  torch.save({key: torch.from_numpy(x) for key, x in arrays.items()}, target)
+
+
+def _torch(path):
+  """PyTorch, which reads and writes this file."""
+  try:
+    import torch
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{path} needs PyTorch: pip install 'acmix-jax[torch]', or use a "
+      '.safetensors file.'
+    ) from error
+  return torch
+
+
 def _path(text: str) -> pathlib.Path:
   return pathlib.Path(text).expanduser()
 
 
-def _override(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, Any]:
+  """The name and the value of a field given as --FIELD=VALUE.
+
+  Raises:
+    ValueError: it is given in another way.
+  """
   field, separator, value = text.removeprefix('--').partition('=')
   if not text.startswith('--') or not separator:
     raise ValueError(
@@ -132,10 +192,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='Whether of a file with both moving averages and the weights of the '
     'last update the former are taken.',
   )
+  parser.add_argument(
+    '--to_torch',
+    action='store_true',
+    help='From our weights to the official names.',
+  )
   args, rest = parser.parse_known_args(argv)
   try:
-    overrides = dict(map(_override, rest))
-    convert(
+    overrides = dict(map(parse_field, rest))
+    run = to_torch if args.to_torch else convert
+    run(
       source=args.source,
       target=args.target,
       average=args.average,

@@ -49,12 +49,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from acmix_jax import lookup, tasks, weights
 from acmix_jax.data import decode
 from acmix_jax.metrics import paste
-from acmix_jax.tools import config_file, pictures
-from acmix_jax.train import build, recorded_config
-from acmix_jax.weights import files
+from acmix_jax.tools import config_file, pictures, trained
+from acmix_jax.train import build
 
 _Outputs = dict[str, np.ndarray]
 
@@ -196,20 +194,11 @@ class Predictor:
       ValueError: there are no such weights, they do not fit the config, or
         there is no config.
     """
-    self.path = weights.find(workdir)
-    self._task = _make_task(self.path, config)
-    config = self._task.config
-    # On the one device that predicts.
-    variables = weights.assign(
-      jax.eval_shape(self._task.init, jax.random.key(0)),
-      weights.load_weights(self.path, average=config.load_average),
+    self.path, self._task, variables, self.class_names = trained.load(
+      workdir, config
     )
     self._params = variables.pop('params')
     self._model_state = variables
-    names = weights.load_description(self.path).get('class_names')
-    if not names:
-      names = [f'class {i}' for i in range(config.model.num_classes)]
-    self.class_names = tuple(names)
     self._infer = jax.jit(build.said('prediction', self._task.infer))
 
   def __call__(self, image: str | os.PathLike | np.ndarray) -> Prediction:
@@ -237,33 +226,6 @@ class Predictor:
     return Prediction(
       image, self.class_names, {key: rows[0] for key, rows in outputs.items()}
     )
-
-
-def _make_task(path, config):
-  if config is not None:
-    return tasks.make_task(config)
-  if path.parent.name != files.CHECKPOINTS:
-    raise ValueError(
-      f'{path} belongs to no workdir, whose config would be used; give the '
-      'config.'
-    )
-  workdir = path.parents[1]
-  try:
-    config = recorded_config.load(workdir)
-  except FileNotFoundError as error:
-    raise ValueError(
-      f'{workdir} has no config.json; give the config.'
-    ) from error
-  try:
-    return tasks.make_task(config)
-  except lookup.UnknownName:
-    raise
-  except (AttributeError, KeyError) as error:
-    # A workdir of an earlier version of the project.
-    raise ValueError(
-      f'The config.json of {workdir} lacks a field that is needed now: {error}.'
-      ' Give the config.'
-    ) from error
 
 
 def _read(path):

@@ -13,7 +13,7 @@ from acmix_jax.weights.files import (
   load_weights,
   save_weights,
 )
-from acmix_jax.weights.state_dict import from_torch
+from acmix_jax.weights.state_dict import from_torch, to_torch
 
 __all__ = [
   'acmixed',
@@ -26,4 +26,5 @@ __all__ = [
   'load_description',
   'load_weights',
   'save_weights',
+  'to_torch',
 ]

@@ -1,14 +1,17 @@
-"""PyTorch state dicts as Flax variables, by one table of patterns a family.
+"""PyTorch state dicts as Flax variables and back, by one table a family.
 
-A table row is (pattern of our whole path, official name, layout): the first
-row whose pattern matches says which official entry holds a variable, and the
-layout turns its array into ours. One official entry may serve several rows.
+A table row is (pattern of our whole path, official name, layout): the variables
+that the pattern matches are in the entry of that name, and the layout turns the
+arrays into each other. One entry may hold several variables along its second
+axis, in the order of their rows. A layout one way alone is of a buffer, which
+the official code keeps and can compute; it is written and never read.
 """
 
+import collections
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +45,8 @@ _HEADS = {
   'mask_rcnn': detection.MASK_RCNN,
   'cascade_mask_rcnn': detection.CASCADE,
 }
+# Buffers that the classifiers of a family have, and dense heads do not.
+_CLASSIFIER_BUFFERS = {'swin': swin.MASKS}
 # Families that other libraries hold under other names.
 _RENAMED = {'pvt': pvt.official_names, 'swin': swin.official_names}
 # Counters of PyTorch's BatchNorm and moving averages, which the computation
@@ -85,14 +90,13 @@ def from_torch(
       another shape; the message names ten of each kind.
   """
   wanted = _shapes(models.create_model(name, **overrides))
-  family = re.match('[a-z]+', overrides.get('backbone') or name)[0]
-  table = _TABLES[family]
-  if 'backbone' in overrides:
-    table = [*layouts.within('backbone', table), *_HEADS[name]]
+  family, table = _table(name, overrides.get('backbone'))
   given = _RENAMED.get(family, dict)(unwrap(state_dict, average))
   converted, official_names, missing = {}, {}, set()
   for path, shape in wanted.items():
-    official, layout = _find(table, path)
+    _, official, layout = next(
+      row for row in _rows(table, path) if row.layout.to_ours
+    )
     official_names[path] = official
     if official in given:
       converted[path] = _arranged(layout, given[official], shape)
@@ -113,6 +117,65 @@ def from_torch(
     )
     raise ValueError(f'{name}: the state dict does not fit.\n{problems}')
   return names.unflatten(converted)
+
+
+def to_torch(
+  name: str, variables: Mapping[str, Any], **overrides: Any
+) -> dict[str, np.ndarray]:
+  """Converts the variables of a model into official weights.
+
+    arrays = acmix_jax.to_torch('resnet50_acmix', variables)
+    state_dict = {key: torch.from_numpy(x) for key, x in arrays.items()}
+    official_model.load_state_dict(state_dict)
+
+  The inverse of `from_torch`. The buffers of the official code are written,
+  too, so that it loads the result strictly: `num_batches_tracked` is 0, and the
+  masks of Swin's classifiers are those of images of 32 times the window's side.
+
+  Args:
+    name: one of `acmix_jax.list_models()`, or a head with its `backbone` among
+      the overrides.
+    variables: {'params': ..., 'batch_stats': ...}.
+    **overrides: the fields the model is made with, if not the defaults.
+
+  Returns:
+    Contiguous arrays by official names; weights have the dtypes of the
+    variables, counters and indices are int64.
+
+  Raises:
+    KeyError: no model has that name.
+    ValueError: variables are missing, unknown or of another shape; the message
+      names ten of each kind.
+  """
+  wanted = _shapes(models.create_model(name, **overrides))
+  given = names.flatten(variables)
+  problems = names.listing(
+    {
+      'missing': wanted.keys() - given.keys(),
+      'unknown': given.keys() - wanted.keys(),
+      'of another shape': [
+        f'{path} {np.shape(x)}, the model has {wanted[path]}'
+        for path, x in given.items()
+        if path in wanted and np.shape(x) != wanted[path]
+      ],
+    }
+  )
+  if problems:
+    raise ValueError(f'{name}: the variables do not fit.\n{problems}')
+  _, table = _table(name, overrides.get('backbone'))
+  parts = collections.defaultdict(list)
+  for path, x in given.items():
+    for number, official, layout in _rows(table, path):
+      part = layout.to_official(np.asarray(x))
+      parts[official].append((number, part))
+  return {official: _joined(entry) for official, entry in parts.items()}
+
+
+def _joined(entry):
+  """One array of the numbered parts of an entry."""
+  entry = [part for _, part in sorted(entry, key=lambda x: x[0])]
+  joined = entry[0] if len(entry) == 1 else np.concatenate(entry, axis=1)
+  return np.ascontiguousarray(joined).reshape(joined.shape)
 
 
 def unwrap(
@@ -179,7 +242,7 @@ def _as_numpy(x):
 def _arranged(layout, x, shape):
   """The array in our layout, or as it is where the layout takes no such."""
   try:
-    return layout(x, shape)
+    return layout.to_ours(x, shape)
   except (ValueError, IndexError):  # The layout is of arrays with other axes.
     return x
 
@@ -190,9 +253,34 @@ def _shapes(model) -> dict[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
 
 
-def _find(table, path):
-  for pattern, official, layout in table:
-    match = re.fullmatch(pattern, path)
-    if match:
-      return match.expand(official), layout
-  raise AssertionError(f'No row of the table matches {path}.')
+class _Row(NamedTuple):
+  """A row of a table for one variable.
+
+  Attributes:
+    number: Number of the row.
+    official: Official name.
+    layout: Layout.
+  """
+
+  number: int
+  official: str
+  layout: layouts.Layout
+
+
+def _table(name, backbone):
+  """The family of a model, and its table."""
+  family = re.match('[a-z]+', backbone or name)[0]
+  table = _TABLES[family]
+  if backbone:
+    return family, [*_HEADS[name], *layouts.within('backbone', table)]
+  return family, [*table, *_CLASSIFIER_BUFFERS.get(family, [])]
+
+
+def _rows(table, path) -> list[_Row]:
+  """The rows of a variable."""
+  rows = []
+  for number, (pattern, official, layout) in enumerate(table):
+    if match := re.fullmatch(pattern, path):
+      rows.append(_Row(number, match.expand(official), layout))
+  assert any(row.layout.to_ours for row in rows), path
+  return rows

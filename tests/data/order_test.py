@@ -65,19 +65,21 @@ def test_an_epoch_is_a_pass_over_each_canvas(seed):
 
 def test_canvases_come_in_random_order():
   steps = order.steps_per_epoch(SEVERAL, 4)
-  first = SEVERAL.canvases[batches(SEVERAL, 300 * steps)[:, 0]]
-  sequences = first.reshape(300, steps)
+  stream = order.TrainOrder(SEVERAL, 4, seed=5).indices()
+  # The first row of each batch tells its canvas.
+  first = [stream[4 * step] for step in range(150 * steps)]
+  sequences = SEVERAL.canvases[first].reshape(150, steps)
   shares = (sequences == 2).mean(axis=0)
   np.testing.assert_allclose(shares, 5 / 9, atol=0.1)
-  assert len({tuple(sequence) for sequence in sequences}) > 150
+  assert len({tuple(sequence) for sequence in sequences}) > 100
 
 
-@pytest.mark.parametrize('start', [1, 8, 9, 40])
-def test_order_is_read_from_any_step(start):
-  straight = batches(SEVERAL, 50)
-  np.testing.assert_array_equal(
-    batches(SEVERAL, 50 - start, start), straight[start:]
-  )
+def test_order_is_read_from_any_step():
+  straight = batches(SEVERAL, 20)  # More than two epochs.
+  for start in (1, 8, 9, 19):
+    np.testing.assert_array_equal(
+      batches(SEVERAL, 20 - start, start), straight[start:]
+    )
 
 
 def test_repeats_stay_on_their_canvas():

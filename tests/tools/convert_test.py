@@ -99,6 +99,36 @@ def test_a_segmenter_is_converted(tmp_path):
   )
 
 
+@pytest.fixture
+def small(tmp_path):
+  """A file of a small ResNet's weights, and these by their official names."""
+  fields = dict(stage_sizes=(1,), num_classes=3)
+  model = acmix_jax.create_model('resnet26', **fields)
+  variables = official.random_variables(model, np.zeros((1, 32, 32, 3)))
+  path = tmp_path / 'in.safetensors'
+  weights.save_weights(path, variables)
+  return path, acmix_jax.to_torch('resnet26', variables, **fields)
+
+
+_SMALL = ['--stage_sizes=(1,)', '--num_classes=3', '--to_torch']
+
+
+def test_weights_go_back_to_their_official_names(small, tmp_path):
+  source, wanted = small
+  target = tmp_path / 'out.safetensors'
+  assert not convert.main(['resnet26', str(source), str(target), *_SMALL])
+  chex.assert_trees_all_equal(safetensors.load_file(target), wanted)
+
+
+def test_weights_go_back_to_pytorch(small, tmp_path):
+  torch = pytest.importorskip('torch')
+  source, wanted = small
+  target = tmp_path / 'out.pth'
+  assert not convert.main(['resnet26', str(source), str(target), *_SMALL])
+  found = torch.load(target, weights_only=True)
+  chex.assert_trees_all_equal({k: x.numpy() for k, x in found.items()}, wanted)
+
+
 def test_entries_that_do_not_fit_are_named(state_dict, tmp_path, capsys):
   source, target = tmp_path / 'in.safetensors', tmp_path / 'out.safetensors'
   safetensors.save_file(state_dict | {'extra.weight': np.zeros(2)}, source)
@@ -114,6 +144,7 @@ def test_entries_that_do_not_fit_are_named(state_dict, tmp_path, capsys):
   [
     (['resnet2', 'a.pth', 'b.safetensors'], "Did you mean 'resnet26'"),
     (['resnet26', 'a.pth', 'b.npz'], 'must end in .safetensors'),
+    (['resnet26', 'RUN', 'b.npz', '--to_torch'], 'must end in one of'),
     (['resnet26', 'a.safetensors', 'b.safetensors'], 'a.safetensors'),
     (
       ['resnet26', 'a.pth', 'b.safetensors', '--widht=3'],

@@ -144,11 +144,11 @@ class PVT(backbone.Backbone):
     ):
       x = embed(x)
       x = layers.add_to_each(x, _resized(position, x))
-      y = x.reshape(len(x), -1, x.shape[-1])
+      y = x.reshape(x.shape[0], -1, x.shape[-1])
       tokens = int(token is not None and stage == len(self.stage_sizes))
       if tokens:
         first = token.astype(x.dtype)
-        first = jnp.broadcast_to(first, (len(x), 1, token.size))
+        first = jnp.broadcast_to(first, (x.shape[0], 1, token.size))
         y = jnp.concatenate([first, y], axis=1)
       trains = self._trains(stage, train)
       y = self._apply_blocks(stage, y, grid=x.shape[1:3], train=trains)

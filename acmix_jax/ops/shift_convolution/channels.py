@@ -138,7 +138,7 @@ def convolve(
 
 def _forward(problem, maps, kernel):
   frame = _make_frame(problem, maps, kernel)
-  b, d, n = len(maps[0]), problem.depth, kernel.shape[3] // problem.depth
+  b, d, n = maps[0].shape[0], problem.depth, kernel.shape[3] // problem.depth
   block = math.gcd(d, _BLOCK)
   weights = _order_taps(frame, kernel, d)
 

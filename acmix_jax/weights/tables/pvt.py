@@ -11,10 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from acmix_jax.weights.tables.layouts import (
-  Shape,
+  Layout,
   conv,
   hybrid,
   layer,
@@ -65,7 +63,7 @@ def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
   return renamed(entries, _MMDETECTION)
 
 
-def _grid(x: np.ndarray, shape: Shape) -> np.ndarray:
+def _grid(x, shape):
   """[1, side^2, c], perhaps after a class token -> [side, side, c]."""
   del shape
   # The source has square grids alone, and does not store their side.
@@ -74,16 +72,18 @@ def _grid(x: np.ndarray, shape: Shape) -> np.ndarray:
   return x[0, tokens:].reshape(side, side, -1) if tokens in (0, 1) else x
 
 
-def _first(x: np.ndarray, shape: Shape) -> np.ndarray:
+def _first(x, shape):
   """[1, n, c] -> [c] of the class token."""
   del shape
   return x[0, 0]
 
 
+_TOKEN = Layout(lambda x: x[None, None], _first)
+_GRID = Layout(lambda x: x.reshape(1, -1, x.shape[-1]), _grid)
+
 TABLE = [
   *layer(_STAGE + 'embed/conv', r'patch_embed\1.proj', conv),
   *norm(_STAGE + 'embed/norm', r'patch_embed\1.norm'),
-  (f'params/{_STAGE}position', r'pos_embed\1', _grid),
   *norm(_BLOCK + r'norm(\d)', _OFFICIAL + r'norm\3'),
   *layer(_BLOCK + r'mlp/fc(\d)', _OFFICIAL + r'mlp.fc\3'),
   *hybrid(_BLOCK + 'operator', _OFFICIAL + 'attn'),
@@ -92,9 +92,11 @@ TABLE = [
   *layer(_ATTENTION + 'out', _OFFICIAL + 'attn.proj'),
   *layer(_ATTENTION + 'reduce', _OFFICIAL + 'attn.sr', conv),
   *norm(_ATTENTION + 'reduce_norm', _OFFICIAL + 'attn.norm'),
-  (f'params/{_STAGE}token_position', r'pos_embed\1', _first),
-  ('params/head/token', 'cls_token', _first),
-  ('params/head/token_position', 'pos_embed4', _first),
+  # The class token comes first.
+  (f'params/{_STAGE}token_position', r'pos_embed\1', _TOKEN),
+  ('params/head/token', 'cls_token', _TOKEN),
+  ('params/head/token_position', 'pos_embed4', _TOKEN),
+  (f'params/{_STAGE}position', r'pos_embed\1', _GRID),
   *norm('head/norm', 'norm'),
   *layer('head/dense', 'head'),
 ]

@@ -4,7 +4,13 @@ Sources: torchvision.models.resnet; LeapLabTHU/ACmix ResNet/ResNet_ImageNet.py
 and ResNet/test_bottleneck.py.
 """
 
-from acmix_jax.weights.tables.layouts import conv, hybrid, layer, norm
+from acmix_jax.weights.tables.layouts import (
+  conv,
+  hybrid,
+  layer,
+  norm,
+  pointwise,
+)
 
 _BLOCK = r'backbone/stage(\d+)_(\d+)/'
 # Attention alone has the names of ACmix's attention path.
@@ -20,9 +26,9 @@ TABLE = [
   *layer(_BLOCK + r'conv(\d)', _LAYER + r'conv\3', conv),
   *hybrid(_BLOCK + 'operator', _LAYER + 'conv2'),
   *layer(_BLOCK + 'operator', _LAYER + 'conv2', conv),
-  *layer(_ATTENTION + 'query', _LAYER + 'conv2.conv1'),
-  *layer(_ATTENTION + 'key', _LAYER + 'conv2.conv2'),
-  *layer(_ATTENTION + 'value', _LAYER + 'conv2.conv3'),
-  *layer(_ATTENTION + 'position', _LAYER + 'conv2.conv_p'),
+  *layer(_ATTENTION + 'query', _LAYER + 'conv2.conv1', pointwise),
+  *layer(_ATTENTION + 'key', _LAYER + 'conv2.conv2', pointwise),
+  *layer(_ATTENTION + 'value', _LAYER + 'conv2.conv3', pointwise),
+  *layer(_ATTENTION + 'position', _LAYER + 'conv2.conv_p', pointwise),
   *layer('head/dense', 'fc'),
 ]

@@ -7,12 +7,16 @@ mmdetection, since they have a Swin of their own, do but for the order of the
 four pixels that are merged.
 """
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from acmix_jax.ops import shifted_windows
 from acmix_jax.weights.tables.layouts import (
+  Layout,
   conv,
   hybrid,
   layer,
@@ -72,6 +76,29 @@ def _merging(stage: int) -> str:
   return f'layers.{stage}.downsample.'
 
 
+def _window(biases):
+  """Side of a window by its biases [(2 * side - 1)^2, heads]."""
+  return (math.isqrt(len(biases)) + 1) // 2
+
+
+def _index(biases):
+  """The entry of the biases that each query (first) and key share."""
+  side = _window(biases)
+  row, column = np.divmod(np.arange(side**2), side)
+  dy, dx = (x[:, None] - x + side - 1 for x in (row, column))
+  return dy * (2 * side - 1) + dx
+
+
+def _mask(biases, windows):
+  """-100 for each window's pairs that the shift brought together, else 0."""
+  side = _window(biases)
+  size = windows * side
+  regions = shifted_windows.shift_regions(size, size, side, side // 2)
+  regions = regions.reshape(windows, side, windows, side).swapaxes(1, 2)
+  regions = regions.reshape(windows**2, side**2)
+  return np.float32(-100) * (regions[:, :, None] != regions[:, None])
+
+
 def _stage(number: int) -> list:
   """Rows of our stage `number`, which is the source's `number` - 1."""
   stage = f'backbone/stage{number}_'
@@ -80,6 +107,7 @@ def _stage(number: int) -> list:
   attention = block + r'operator/(?:attention/)?'
   official = rf'layers.{number - 1}.blocks.\1.'
   bias = official + 'attn.relative_position_bias_table'
+  index = official + 'attn.relative_position_index'
   merging = _merging(number - 2)
   return [
     *norm(stage + 'merge/norm', merging + 'norm'),
@@ -91,7 +119,21 @@ def _stage(number: int) -> list:
     *layer(attention + 'query_key_value', official + 'attn.qkv'),
     *layer(attention + 'out', official + 'attn.proj'),
     (f'params/{attention}bias', bias, same),
+    (f'params/{attention}bias', index, Layout(_index)),
   ]
+
+
+def _masks(number: int) -> list:
+  """Rows of the masks of a stage's shifted blocks.
+
+  Of the size of the images that a classifier is published for: the first stage
+  has eight windows along a side.
+  """
+  windows = 2 ** (4 - number)
+  block = rf'backbone/stage{number}_(\d*[13579])/operator/(?:attention/)?'
+  official = rf'layers.{number - 1}.blocks.\1.attn_mask'
+  masks = Layout(functools.partial(_mask, windows=windows))
+  return [(f'params/{block}bias', official, masks)]
 
 
 TABLE = [
@@ -101,3 +143,5 @@ TABLE = [
   *norm('head/norm', 'norm'),
   *layer('head/dense', 'head'),
 ]
+# What classifiers have besides, which know the size of their images.
+MASKS = [row for number in range(1, 4) for row in _masks(number)]
