@@ -36,7 +36,7 @@ SMALL = {
     stage_sizes=(1,),
     widths=(32,),
     kernel_sizes=(3,),
-    stem_size=0,
+    stem_size=1,
     stem_width=32,
   ),
   'pvt_tiny': dict(

@@ -77,7 +77,8 @@ def problem(case):
 
 def assert_same(results, wanted, dtype):
   """Compares numbers near 1, or scaled to be."""
-  tolerance = {'float32': 2e-6, 'bfloat16': 2e-2}[dtype]
+  # In float32 a position of 27, the largest here, is rounded by 2e-6.
+  tolerance = {'float32': 2e-5, 'bfloat16': 2e-2}[dtype]
   for number, (result, want) in enumerate(zip(results, wanted, strict=True)):
     # The last, if there are five, is the gradient of the slopes.
     assert result.dtype == (dtype if number < 4 else 'float32')
