@@ -11,6 +11,7 @@ steps. Matplotlib is needed: pip install 'acmix-jax[plots]'.
 import argparse
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -82,26 +83,36 @@ def _numbered(name: str) -> list:
   ]
 
 
-def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
-  """Draws the figures of a workdir into a folder.
+def figures(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Draws a workdir, for files or for a notebook.
 
   Returns:
-    The files: curves.png and, for a model with ACmix, path_weights.png.
+    Matplotlib figures: 'curves' and, for a model with ACmix, 'path_weights'.
 
   Raises:
     FileNotFoundError: the workdir has no metrics.jsonl.
     ModuleNotFoundError: Matplotlib is not installed.
     ValueError: there is nothing to draw yet.
   """
-  series = read_series(workdir)
-  figures = {'curves.png': draw_curves(series)}
+  series = read_series(pathlib.Path(workdir))
+  drawn = {'curves': draw_curves(series)}
   layers, steps, weights = path_weights(series)
   if layers:
-    figures['path_weights.png'] = draw_path_weights(steps, weights)
+    drawn['path_weights'] = draw_path_weights(steps, weights)
+  return drawn
+
+
+def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the `figures` of a workdir into a folder.
+
+  Returns:
+    The files: NAME.png of each figure.
+  """
+  drawn = figures(workdir)
   out.mkdir(parents=True, exist_ok=True)
-  for name, figure in figures.items():
-    figure.savefig(out / name, dpi=150)
-  return [out / name for name in figures]
+  for name, figure in drawn.items():
+    figure.savefig(out / f'{name}.png', dpi=150)
+  return [out / f'{name}.png' for name in drawn]
 
 
 def _new_figure(rows: int, columns: int) -> tuple[Any, Any]:
