@@ -7,7 +7,7 @@ take the recipe of the head with the optimiser of their family.
 
 import ml_collections
 
-from configs import backbones, common
+from acmix_jax.configs import backbones, common
 
 
 def semantic_fpn(

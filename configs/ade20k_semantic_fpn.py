@@ -12,7 +12,7 @@ python main.py --config=configs/ade20k_semantic_fpn.py:pvt_tiny_acmix \
 python main.py --config=configs/ade20k_semantic_fpn.py:pvt_tiny,release ...
 """
 
-from configs import ade20k
+from acmix_jax.configs import ade20k
 
 
 def get_config(arguments='pvt_tiny_acmix'):

@@ -14,7 +14,7 @@ As the source evaluates, at exact sizes, each of which is compiled:
   --mode=eval --config.data.eval_multiple=1
 """
 
-from configs import ade20k
+from acmix_jax.configs import ade20k
 
 
 def get_config(backbone='swin_tiny_acmix'):

@@ -4,11 +4,12 @@
 configs/swin_tiny_acmix.py.
 """
 
-import difflib
 import importlib
 import pathlib
 
 import ml_collections
+
+from acmix_jax import lookup
 
 FAMILIES = ('resnet', 'san', 'pvt', 'swin')
 
@@ -19,18 +20,13 @@ def family(name: str) -> str:
   Raises:
     ValueError: there is no such backbone.
   """
+  here = pathlib.Path(__file__).parent
   files = {
     path.stem: family
     for family in FAMILIES
-    for path in pathlib.Path(__file__).parent.glob(f'{family}*.py')
+    for path in sorted(here.glob(f'{family}*.py'))
   }
-  if name not in files:
-    near = difflib.get_close_matches(name, files, n=1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
-      f'Backbone {name!r} is unknown.{hint} Known: {", ".join(sorted(files))}.'
-    )
-  return files[name]
+  return lookup.find(files, name, 'Backbone')
 
 
 def model(
@@ -50,7 +46,7 @@ def model(
     ValueError: there is no such backbone.
   """
   family(backbone)
-  recipe = importlib.import_module(f'configs.{backbone}').get_config()
+  recipe = importlib.import_module(f'acmix_jax.configs.{backbone}').get_config()
   config = recipe.copy_and_resolve_references().model
   config.name = head
   config.backbone = backbone

@@ -13,7 +13,7 @@ What no source trains has the optimiser of its backbone's family.
 
 import ml_collections
 
-from configs import backbones, common
+from acmix_jax.configs import backbones, common
 
 _SCHEDULES = ('1x', '3x')
 

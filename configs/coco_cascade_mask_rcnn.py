@@ -10,7 +10,7 @@ python main.py --config=configs/coco_cascade_mask_rcnn.py:swin_tiny_acmix,3x \
   --config.init_from=WORKDIR_OF_THE_CLASSIFIER [--config.model.dtype=bfloat16]
 """
 
-from configs import coco
+from acmix_jax.configs import coco
 
 
 def get_config(arguments='swin_tiny_acmix'):

@@ -13,7 +13,7 @@ python main.py --config=configs/coco_mask_rcnn.py:swin_tiny_acmix \
 python main.py --config=configs/coco_mask_rcnn.py:swin_tiny_acmix,3x ...
 """
 
-from configs import coco
+from acmix_jax.configs import coco
 
 
 def get_config(arguments='swin_tiny_acmix'):

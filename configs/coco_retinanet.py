@@ -11,7 +11,7 @@ python main.py --config=configs/coco_retinanet.py:resnet50_acmix \
 python main.py --config=configs/coco_retinanet.py:pvt_tiny,3x ...
 """
 
-from configs import coco
+from acmix_jax.configs import coco
 
 
 def get_config(arguments='resnet50_acmix'):

@@ -7,7 +7,7 @@ Nothing to download: 1,433 images of 8 x 8 pixels, and 364 held out. Run here:
 python main.py --config=configs/digits_acmix.py --workdir=DIR
 """
 
-from configs import imagenet
+from acmix_jax.configs import imagenet
 
 
 def get_config():

@@ -5,7 +5,7 @@ Each field is listed once, the model's too: any can be set on the command line.
 
 import ml_collections
 
-from configs import common
+from acmix_jax.configs import common
 
 
 def resnet(

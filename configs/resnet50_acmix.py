@@ -8,7 +8,7 @@ python main.py --config=configs/resnet50_acmix.py --workdir=DIR \
   --config.data.dir=IMAGENET [--config.model.dtype=bfloat16]
 """
 
-from configs import imagenet
+from acmix_jax.configs import imagenet
 
 
 def get_config():

@@ -7,7 +7,7 @@ composed as they are read. Run here: box AP50 86.3 % and mask AP50 85.2 % after
 python main.py --config=configs/scenes_mask_rcnn.py --workdir=DIR
 """
 
-from configs import coco, scenes_detection
+from acmix_jax.configs import coco, scenes_detection
 
 
 def get_config():

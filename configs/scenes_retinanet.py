@@ -7,7 +7,7 @@ then. 1,064,464 parameters.
 python main.py --config=configs/scenes_retinanet.py --workdir=DIR
 """
 
-from configs import coco, scenes_detection
+from acmix_jax.configs import coco, scenes_detection
 
 
 def get_config():

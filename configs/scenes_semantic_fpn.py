@@ -8,7 +8,7 @@ busy cores. 578,381 parameters.
 python main.py --config=configs/scenes_semantic_fpn.py --workdir=DIR
 """
 
-from configs import ade20k
+from acmix_jax.configs import ade20k
 
 
 def get_config():

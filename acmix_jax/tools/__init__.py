@@ -1,1 +1,1 @@
-"""Programs: python -m acmix_jax.tools.NAME."""
+"""Programs: acmix-jax NAME, or python -m acmix_jax.tools.NAME."""

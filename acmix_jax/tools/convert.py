@@ -1,8 +1,8 @@
 r"""Converts official PyTorch weights into a file for `acmix_jax.load_weights`.
 
-    python -m acmix_jax.tools.convert resnet50 resnet50.pth resnet50.safetensors
-    python -m acmix_jax.tools.convert swin_tiny IN OUT --num_classes=21841
-    python -m acmix_jax.tools.convert upernet:swin_tiny IN OUT
+    acmix-jax convert resnet50 resnet50.pth resnet50.safetensors
+    acmix-jax convert swin_tiny IN OUT --num_classes=21841
+    acmix-jax convert upernet:swin_tiny IN OUT
 
 IN is a .safetensors file with the official names, or a .pth file; the latter
 needs PyTorch (pip install 'acmix-jax[torch]'). Training starts from OUT with
@@ -111,8 +111,11 @@ def _override(text: str) -> tuple[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 2 for what cannot be converted."""
+  logging.basicConfig(format='convert: %(message)s')
+  # What was taken off the state dict: prefixes, and what was saved around it.
+  logging.getLogger('acmix_jax').setLevel(logging.INFO)
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.convert',
+    prog='acmix-jax convert',
     description='Converts official PyTorch weights. Fields of the model that '
     'differ from its defaults follow as --FIELD=VALUE.',
   )
@@ -148,7 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  # What was taken off the state dict: prefixes, and what was saved around it.
-  logging.basicConfig(format='convert: %(message)s')
-  logging.getLogger('acmix_jax').setLevel(logging.INFO)
   sys.exit(main())

@@ -1,6 +1,6 @@
 r"""Draws a training: its curves, and the path weights of its ACmix layers.
 
-    python -m acmix_jax.tools.plots WORKDIR [--out=DIR]
+    acmix-jax plots WORKDIR [--out=DIR]
 
 Reads WORKDIR/metrics.jsonl and writes curves.png (loss, accuracy, learning
 rate) and, for a model with ACmix, path_weights.png: |alpha|, |beta| and their
@@ -175,7 +175,7 @@ def draw_path_weights(steps: list[int], weights: dict[str, np.ndarray]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 2 if nothing can be drawn."""
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.plots',
+    prog='acmix-jax plots',
     description='Draws the curves and path weights of a training.',
   )
   parser.add_argument('workdir', type=pathlib.Path, metavar='WORKDIR')

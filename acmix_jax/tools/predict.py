@@ -1,6 +1,6 @@
 r"""Draws what a trained model says of images.
 
-    python -m acmix_jax.tools.predict [CONFIG] WORKDIR IMAGE [IMAGE ...] \
+    acmix-jax predict [CONFIG] WORKDIR IMAGE [IMAGE ...] \
         --out=DIR [--config.FIELD=VALUE ...]
 
 Of each image DIR gets NAME.png: for classification the image with the names and
@@ -13,10 +13,11 @@ classes from 1). A line for each image says the same in words.
 
 WORKDIR is the folder of a training, one of its checkpoints
 (WORKDIR/checkpoints/STEP) or a .safetensors file. Weights are chosen as for
-main.py --mode=eval: those of the best checkpoint, moving averages where there
+acmix-jax eval: those of the best checkpoint, moving averages where there
 are any and config.load_average is set. Classes have the names that were kept
-with the weights. Without CONFIG, FILE.py or FILE.py:ARGUMENT, the config that
-the training recorded is used; with it, fields can be set.
+with the weights. Without CONFIG, the name of a recipe or FILE.py with its
+:ARGUMENT, the config that the training recorded is used; with it, fields can be
+set.
 
 Images of any size and format are prepared as evaluation prepares them. A
 segmenter is compiled once for each size of the images, a detector for each
@@ -312,9 +313,10 @@ def predict(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status, see the head of this file."""
+  logging.basicConfig(format='predict: %(message)s')
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.predict',
-    usage='%(prog)s [CONFIG.py] WORKDIR IMAGE [IMAGE ...] --out=DIR',
+    prog='acmix-jax predict',
+    usage='%(prog)s [CONFIG] WORKDIR IMAGE [IMAGE ...] --out=DIR',
     description='Draws what a trained model says of images. Fields of the '
     'config follow as --config.FIELD=VALUE.',
     allow_abbrev=False,
@@ -326,11 +328,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, overrides = parser.parse_known_args(argv)
   config, paths = None, args.paths
   try:
-    if paths[0].partition(':')[0].endswith('.py'):
+    if config_file.is_config(paths[0]):
       config, *paths = config_file.load(paths[0], overrides), *paths[1:]
     elif overrides:
       raise ValueError(
-        f'{" ".join(overrides)}: fields can be set of a CONFIG file alone.'
+        f'{" ".join(overrides)}: fields can be set of a CONFIG alone.'
       )
     workdir, *images = paths
     if not images:
@@ -344,5 +346,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  logging.basicConfig(format='predict: %(message)s')
   sys.exit(main())

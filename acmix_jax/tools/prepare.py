@@ -1,10 +1,10 @@
 r"""Prepares a data set for training, without TensorFlow, or checks its labels.
 
-    python -m acmix_jax.tools.prepare imagenet2012 \
+    acmix-jax prepare imagenet2012 \
         --source=DIR_OF_THE_TWO_TARS --data_dir=DIR [--resize_short=320]
-    python -m acmix_jax.tools.prepare ade20k \
+    acmix-jax prepare ade20k \
         --source=ADEChallengeData2016 --data_dir=DIR
-    python -m acmix_jax.tools.prepare coco2017 --source=COCO --data_dir=DIR
+    acmix-jax prepare coco2017 --source=COCO --data_dir=DIR
 
 Then train with --config.data.dir=DIR. The images are stored as distributed
 (ImageNet: about 150 GB; as much again is needed while it runs).
@@ -13,14 +13,14 @@ decode at every epoch, at the price of slightly softer large crops. ADE20K and
 COCO need no preparation; packed they are a few large files, as pods like to
 read them.
 
-    python -m acmix_jax.tools.prepare ade20k --check=DIR
-    python -m acmix_jax.tools.prepare segmentation_folder --check=DIR \
+    acmix-jax prepare ade20k --check=DIR
+    acmix-jax prepare segmentation_folder --check=DIR \
         --class_names=road,car [--ignored_label=255] [--zero_is_ignored]
 
 reads all label files, and the images, and says what they hold, what is damaged
 and what to set where the labels do not fit the classes.
 
-    python -m acmix_jax.tools.prepare coco --check=DIR [--boxes_only] \
+    acmix-jax prepare coco --check=DIR [--boxes_only] \
         [--train_annotations=train.json --train_images=images ...]
 
 compares annotations in COCO format with the headers of all images. Options are
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.prepare',
+    prog='acmix-jax prepare',
     description='Prepares a data set for training, or checks its labels.',
   )
   parsers = parser.add_subparsers(dest='dataset', required=True)

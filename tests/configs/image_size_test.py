@@ -5,25 +5,15 @@ import importlib
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from acmix_jax.data.transforms import classification
+from acmix_jax.tools import config_file
 from tests import fake_data
 
 
 def from_flags(name: str, *overrides: str) -> ml_collections.ConfigDict:
   """A config, or 'NAME:ARGUMENT', as the command line sets it."""
-  values = flags.FlagValues()
-  path, colon, argument = name.partition(':')
-  path = f'configs/{path}.py{colon}{argument}'
-  arguments = ['main.py', f'--config={path}']
-  arguments += [f'--config.{override}' for override in overrides]
-  holder = config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=arguments
-  )
-  values(arguments)
-  return holder.value
+  return config_file.load(name, [f'--config.{x}' for x in overrides])
 
 
 @pytest.mark.parametrize('size', [224, 384, 128, 64, 32])
@@ -38,8 +28,6 @@ def test_same_share_of_the_picture_is_evaluated_at_any_size(size):
   assert 0.85 < levels.max() - levels.min() < 0.89
 
 
-# What ml_collections reads configs with.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_image_size_alone_sets_what_follows_and_can_be_overridden():
   config = from_flags('pvt_tiny', 'data.image_size=64')
   assert (config.data.eval_resize, config.model.image_size) == (73, 64)

@@ -5,10 +5,9 @@ import importlib
 
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from acmix_jax import models
+from acmix_jax.tools import config_file
 
 # The recipes' own values.
 CHOSEN = {
@@ -45,8 +44,6 @@ def test_model_fields_and_defaults_are_listed(name):
   assert _fields(models.create_model(**config)) == listed
 
 
-# What ml_collections reads configs with.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize(
   ('name', 'overrides'),
   [
@@ -66,15 +63,8 @@ def test_model_fields_and_defaults_are_listed(name):
   ],
 )
 def test_model_fields_are_set_by_flags(name, overrides):
-  values = flags.FlagValues()
-  arguments = [
-    'main.py',
-    f'--config=configs/{name}.py',
-    *(f'--config.model.{field}={x}' for field, x in overrides.items()),
-  ]
-  holder = config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=arguments
+  config = config_file.load(
+    name, [f'--config.model.{field}={x}' for field, x in overrides.items()]
   )
-  values(arguments)
-  model = _fields(models.create_model(**holder.value.model))
+  model = _fields(models.create_model(**config.model))
   assert {field: model[field] for field in overrides} == overrides

@@ -1,6 +1,6 @@
 r"""Compiles the update of a config for a TPU pod that need not be there.
 
-    python -m acmix_jax.tools.aot configs/resnet50_acmix.py \
+    acmix-jax aot resnet50_acmix \
         --topology=v5e:16x16 --config.train.batch_size=65536 \
         --config.model.dtype=bfloat16 [--by_operation] [--json]
 
@@ -27,12 +27,12 @@ from acmix_jax.tools.aot import compilation, roofline
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 1 for what does not fit, 2 for what is wrong."""
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.aot',
+    prog='acmix-jax aot',
     description='Compiles the update of a config for a TPU pod that need not '
     'be there. Fields of the config follow as --config.FIELD=VALUE.',
     allow_abbrev=False,
   )
-  parser.add_argument('config', metavar='CONFIG.py')
+  parser.add_argument('config', metavar='NAME|FILE.py[:ARGUMENT]')
   parser.add_argument('--topology', required=True, help='e.g. v5e:16x16')
   parser.add_argument(
     '--json', action='store_true', help='print a JSON line for each canvas'

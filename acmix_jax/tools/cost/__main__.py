@@ -1,9 +1,9 @@
 r"""Counts the parameters and multiply-adds of models: the paper's Table 1.
 
-    python -m acmix_jax.tools.cost resnet50_acmix swin_tiny [--json] \
+    acmix-jax cost resnet50_acmix swin_tiny [--json] \
         [--image_size=224 | HxW]
-    python -m acmix_jax.tools.cost upernet:swin_tiny --image_size=512x2048
-    python -m acmix_jax.tools.cost mask_rcnn:swin_tiny --image_size=800x1280
+    acmix-jax cost upernet:swin_tiny --image_size=512x2048
+    acmix-jax cost mask_rcnn:swin_tiny --image_size=800x1280
 
 The model is traced on one image and the products of its own program are
 counted, exactly: a MAC is one multiply-add of a convolution, a matrix product
@@ -132,7 +132,7 @@ def _image_size(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
   """Returns the exit status: 2 for an unknown model or an unfit size."""
   parser = argparse.ArgumentParser(
-    prog='python -m acmix_jax.tools.cost',
+    prog='acmix-jax cost',
     description="Counts parameters and multiply-adds: the paper's Table 1.",
   )
   parser.add_argument('models', nargs='+', metavar='MODEL|HEAD:BACKBONE')
