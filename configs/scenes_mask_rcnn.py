@@ -1,8 +1,8 @@
 """A small Mask R-CNN with ACmix on scenes of scikit-learn's digits.
 
 Nothing to download: photographs with one to three handwritten digits on them,
-composed as they are read. Run here: box AP50 86.3 % and mask AP50 85.2 % after
-250 updates, of 1,500 then. 1,531,230 parameters.
+composed as they are read. Run here: box AP50 95.9 % and mask AP50 95.0 % after
+750 updates, in 274 s on two cores with compilation. 1,531,230 parameters.
 
 python main.py --config=configs/scenes_mask_rcnn.py --workdir=DIR
 """

@@ -1,8 +1,8 @@
 """A small RetinaNet with ACmix on scenes of scikit-learn's digits.
 
 Nothing to download: photographs with one to three handwritten digits on them,
-composed as they are read. Run here: box AP50 92.3 % after 750 updates, of 1,500
-then. 1,064,464 parameters.
+composed as they are read. Run here: box AP50 90.1 % after 1,000 updates, in
+205 s on two cores with compilation. 1,064,464 parameters.
 
 python main.py --config=configs/scenes_retinanet.py --workdir=DIR
 """

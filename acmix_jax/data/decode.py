@@ -66,8 +66,8 @@ def decode(encoded: bytes) -> np.ndarray:
   bytes in the middle are found by simplejpeg where they break the Huffman code
   or the structure of the file, without it only where nothing can be read.
   Neither can find wrong bytes that happen to be a code of as many blocks: with
-  64 random bytes in the middle 1 % of the files of high quality, 13 % of those
-  compressed more, none with restart markers and no progressive ones.
+  64 random bytes in the middle, 69 of 333 photographs of ImageNet. Checksums of
+  the whole file, as array_record keeps them, find all.
 
   Args:
     encoded: the content of an image file.

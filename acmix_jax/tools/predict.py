@@ -53,7 +53,7 @@ from acmix_jax import lookup, tasks, weights
 from acmix_jax.data import decode
 from acmix_jax.metrics import paste
 from acmix_jax.tools import config_file, pictures
-from acmix_jax.train import recorded_config
+from acmix_jax.train import build, recorded_config
 from acmix_jax.weights import files
 
 _Outputs = dict[str, np.ndarray]
@@ -210,7 +210,7 @@ class Predictor:
     if not names:
       names = [f'class {i}' for i in range(config.model.num_classes)]
     self.class_names = tuple(names)
-    self._infer = jax.jit(self._task.infer)
+    self._infer = jax.jit(build.said('prediction', self._task.infer))
 
   def __call__(self, image: str | os.PathLike | np.ndarray) -> Prediction:
     """Predicts.

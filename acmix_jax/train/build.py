@@ -62,7 +62,7 @@ class Evaluation:
     for each canvas.
     """
     return jax.jit(
-      _said('prediction', mesh_lib.on_mesh(self.task.predict, self.mesh)),
+      said('prediction', mesh_lib.on_mesh(self.task.predict, self.mesh)),
       out_shardings=mesh_lib.replicated(self.mesh),
     )
 
@@ -167,7 +167,7 @@ class Training(Evaluation):
     )
     shardings = _shardings(self.state_shapes)
     return jax.jit(
-      _said('update', mesh_lib.on_mesh(step, self.mesh)),
+      said('update', mesh_lib.on_mesh(step, self.mesh)),
       in_shardings=(shardings, mesh_lib.batch_sharding(self.mesh)),
       out_shardings=(shardings, mesh_lib.replicated(self.mesh)),
       donate_argnums=0,
@@ -178,8 +178,8 @@ def _shardings(shapes: Any) -> Any:
   return jax.tree.map(lambda x: x.sharding, shapes)
 
 
-def _said(what: str, function: Callable) -> Callable:
-  """The function, which says that it is compiled when it is traced."""
+def said(what: str, function: Callable) -> Callable:
+  """`function(..., batch)`, which logs that it is compiled when it is traced."""
 
   @functools.wraps(function)
   def run(*args):

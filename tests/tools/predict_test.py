@@ -104,11 +104,12 @@ def test_recorded_config_and_names_of_the_workdir_suffice(workdir, images):
   assert list(prediction.files()) == ['.png']
 
 
-def test_images_of_all_sizes_share_a_compilation(workdir):
+def test_images_of_all_sizes_share_a_compilation(workdir, caplog):
+  caplog.set_level('INFO')
   predictor = predict.Predictor(workdir)
   for size in ((9, 30), (64, 8), (8, 8)):
     predictor(fake_data.picture(0, size))
-  assert predictor._infer._cache_size() == 1
+  assert caplog.text.count('Compiling the') == 1
 
 
 def test_unreadable_images_are_named_and_the_others_drawn(
@@ -202,7 +203,7 @@ def test_label_maps_become_pictures_and_palette_files(
   assert '0 25.0 %, 1 25.0 %, 2 25.0 %\n' in capsys.readouterr().out
 
 
-def test_label_maps_are_those_of_evaluation(tmp_path, monkeypatch):
+def test_label_maps_are_those_of_evaluation(tmp_path, monkeypatch, caplog):
   home = tiny_segmentation.write_ade20k(tmp_path)
   config = tiny_segmentation.config(home)
   tiny_segmentation.use_tiny(monkeypatch)
@@ -215,6 +216,8 @@ def test_label_maps_are_those_of_evaluation(tmp_path, monkeypatch):
   acmix_jax.weights.save_weights(path, variables)
 
   predictor = predict.Predictor(path, config)
+  caplog.clear()
+  caplog.set_level('INFO')
   matrix = np.zeros((3, 3), np.int64)
   source = sources.make_source(config.data, 'validation')
   for index in range(len(source)):
@@ -231,7 +234,7 @@ def test_label_maps_are_those_of_evaluation(tmp_path, monkeypatch):
   assert metrics['mean_iou'] == pytest.approx(np.nanmean(iou))
   assert metrics['count'] == len(source) - 1
   # Once for each size of an image.
-  assert predictor._infer._cache_size() == len(tiny_segmentation.SIZES)
+  assert caplog.text.count('Compiling the') == len(tiny_segmentation.SIZES)
 
 
 def _change(workdir, tmp_path, change):

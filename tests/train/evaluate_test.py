@@ -81,11 +81,12 @@ def test_rows_of_examples_keep_their_ids():
   }
 
 
-def test_prediction_is_compiled_once_for_each_canvas():
+def test_prediction_is_compiled_once_for_each_canvas(caplog):
+  caplog.set_level('INFO')
   evaluation = _evaluation(pixel_task.PixelTask())
   for _ in range(2):
     evaluate.evaluate(evaluation, evaluation.task.init(None)['params'], {})
-  assert evaluation.predict._cache_size() == len(pixel_task.CANVASES)
+  assert caplog.text.count('Compiling the') == len(pixel_task.CANVASES)
 
 
 def test_evaluation_looks_at_no_field_of_training():

@@ -27,7 +27,8 @@ def test_shift_kernels_survive_the_construction_of_the_model():
   model = acmix_jax.create_model(
     'resnet26_acmix', stage_sizes=(1, 1), width=8, num_classes=2
   )
-  params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+  images = jnp.zeros((1, 32, 32, 3))
+  params = jax.jit(model.init)(jax.random.key(0), images)['params']
   for stage in ('stage1_0', 'stage2_0'):
     operator = params['backbone'][stage]['operator']
     shifts = np.asarray(operator['depthwise_kernel'])
