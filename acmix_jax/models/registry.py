@@ -145,9 +145,13 @@ def list_heads(pattern: str = '*') -> list[str]:
 def split_name(name: str) -> dict[str, str]:
   """The fields that one word stands for: a classifier or HEAD:BACKBONE.
 
-  split_name('upernet:swin_tiny')  # {'name': 'upernet',
-                                   #  'backbone': 'swin_tiny'}
-  split_name('swin_tiny')          # {'name': 'swin_tiny'}
+    split_name('upernet:swin_tiny')  # {'name': 'upernet',
+                                     #  'backbone': 'swin_tiny'}
+    split_name('swin_tiny')          # {'name': 'swin_tiny'}
+
+  Args:
+    name: Registered name of a classifier, or those of a head and a backbone
+      with a colon between them.
   """
   head, separator, backbone = name.partition(':')
   return {'name': head} | ({'backbone': backbone} if separator else {})

@@ -60,7 +60,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     rest = values(arguments)[1:]
   except AttributeError as error:
     # It holds a KeyError, whose text would be quoted.
-    reason = ' '.join(map(str, getattr(error.args[0], 'args', error.args)))
+    (reason,) = getattr(error.args[0], 'args', error.args)
+    reason = reason.replace('\n', '. ')
     raise ValueError(f'{name} has no field {reason}') from error
   except flags.Error as error:
     raise ValueError(str(error)) from error

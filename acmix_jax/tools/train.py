@@ -16,6 +16,7 @@ for a config that cannot be read.
 """
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   from acmix_jax import cpu_kernels
   from acmix_jax.train import loop, mesh
 
+  # Crashes of compiled code name the line of Python.
+  faulthandler.enable()
   absl_logging.use_absl_handler()
   absl_logging.set_verbosity(absl_logging.INFO)
   # Libraries that log by absl, Orbax among them, report every call at INFO.

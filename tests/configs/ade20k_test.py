@@ -53,8 +53,6 @@ def test_fields_of_head_and_backbone_are_listed(head, backbone):
   assert config.optim.name == ('adamw' if transformer else 'sgd')
 
 
-# What ml_collections reads configs with.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_fields_are_set_by_flags():
   config = from_flags(
     'ade20k_upernet:swin_tiny_acmix',

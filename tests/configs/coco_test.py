@@ -57,8 +57,6 @@ def test_fields_of_head_and_backbone_are_listed(head, backbone):
   assert created.backbone.frozen_stages == config.model.frozen_stages
 
 
-# What ml_collections reads configs with.
-@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_fields_are_set_by_flags():
   config = from_flags(
     'coco_mask_rcnn:swin_tiny_acmix,3x',

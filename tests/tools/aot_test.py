@@ -17,8 +17,6 @@ from configs import digits_acmix
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / 'configs' / 'digits_acmix.py')
 
-# What ml_collections reads configs with.
-pytestmark = pytest.mark.filterwarnings('ignore:.*load_module')
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason="the TPU compiler is not installed: pip install 'jax[tpu]'",

@@ -19,9 +19,6 @@ from tests import fake_data
 from tests.tasks import tiny_segmentation
 from tests.train import tiny_run
 
-# What ml_collections reads configs with.
-pytestmark = pytest.mark.filterwarnings('ignore:.*load_module')
-
 CONFIG = """
 import importlib
 def get_config(threads):

@@ -54,12 +54,14 @@ class Scenes(source.LabelMaps):
   the left ones.
 
   The examples have, besides `image`, uint8 [h, w, 3], and `name`:
-    label_map: uint8 [h, w]: 0 for the photograph, 1 + d for the digit d.
-    boxes: float32 [n, 4]: left, top, right, bottom in pixels from the corner
-      of the image, right and bottom behind the last pixel.
-    labels: int32 [n]: digits; boxes, labels and masks are in the order in which
-      the objects were drawn.
-    masks: bool [n, h, w].
+
+  - label_map: uint8 [h, w]: 0 for the photograph, 1 + d for the digit d.
+  - boxes: float32 [n, 4]: left, top, right, bottom in pixels from the corner
+    of the image, right and bottom behind the last pixel.
+  - labels: int32 [n]: digits; boxes, labels and masks are in the order in which
+    the objects were drawn.
+  - masks: bool [n, h, w].
+
   All are exact: a mask holds the pixels that show the object, its box is tight
   around them, the label map is made of the masks, and a pixel in no mask is
   that of the photograph.
