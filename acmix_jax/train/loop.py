@@ -87,7 +87,7 @@ def _list_parameters(training: build.Training, workdir: pathlib.Path) -> None:
     params, include_stats=False
   )
   path.write_text(f'{overview}\n')
-  count = parameter_overview.count_parameters(params)
+  count = int(parameter_overview.count_parameters(params))
   logger.info('%s parameters, listed in %s.', f'{count:,}', path.name)
 
 
