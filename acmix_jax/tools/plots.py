@@ -14,6 +14,7 @@ class. Matplotlib is needed: pip install 'acmix-jax[plots]'.
 import argparse
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -114,30 +115,41 @@ def read_precision(
   }
 
 
-def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
-  """Draws the figures of a workdir into a folder.
+def figures(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Draws a workdir, for files or for a notebook.
 
   Returns:
-    The files, which the head of this module names.
+    Matplotlib figures: 'curves'; for a model with ACmix 'path_weights'; for a
+    detector that was evaluated 'precision_recall' and 'class_precision'.
 
   Raises:
     FileNotFoundError: the workdir has no metrics.jsonl.
     ModuleNotFoundError: Matplotlib is not installed.
     ValueError: there is nothing to draw yet.
   """
-  series = read_series(workdir)
-  figures = {'curves.png': draw_curves(series)}
+  series = read_series(pathlib.Path(workdir))
+  drawn = {'curves': draw_curves(series)}
   layers, steps, weights = path_weights(series)
   if layers:
-    figures['path_weights.png'] = draw_path_weights(steps, weights)
-  class_names, precision = read_precision(workdir)
+    drawn['path_weights'] = draw_path_weights(steps, weights)
+  class_names, precision = read_precision(pathlib.Path(workdir))
   if precision:
-    figures['precision_recall.png'] = draw_precision(class_names, precision)
-    figures['class_precision.png'] = draw_classes(class_names, precision)
+    drawn['precision_recall'] = draw_precision(class_names, precision)
+    drawn['class_precision'] = draw_classes(class_names, precision)
+  return drawn
+
+
+def draw(workdir: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the `figures` of a workdir into a folder.
+
+  Returns:
+    The files: NAME.png of each figure.
+  """
+  drawn = figures(workdir)
   out.mkdir(parents=True, exist_ok=True)
-  for name, figure in figures.items():
-    figure.savefig(out / name, dpi=150)
-  return [out / name for name in figures]
+  for name, figure in drawn.items():
+    figure.savefig(out / f'{name}.png', dpi=150)
+  return [out / f'{name}.png' for name in drawn]
 
 
 def _new_figure(

@@ -76,7 +76,22 @@ def run(
       return evaluate.evaluate_checkpoint(config, mesh, directory, checkpoint)
     with workdir_lib.Lock(directory):
       processes.by_process_0(lambda: recorded_config.check(directory, config))
-      return _train(build.Training(config, mesh), directory)
+      training = build.Training(config, mesh)
+      if jax.process_index() == 0:
+        _list_parameters(training, directory)
+      return _train(training, directory)
+
+
+def _list_parameters(training: build.Training, workdir: pathlib.Path) -> None:
+  """Writes names, shapes and dtypes: hundreds of lines, not for the log."""
+  path = workdir / 'parameters.txt'
+  params = training.state_shapes.params
+  overview = parameter_overview.get_parameter_overview(
+    params, include_stats=False
+  )
+  path.write_text(f'{overview}\n')
+  count = int(parameter_overview.count_parameters(params))
+  logger.info('%s parameters, listed in %s.', f'{count:,}', path.name)
 
 
 @dataclasses.dataclass
@@ -213,13 +228,6 @@ def _start(
   training: build.Training, checkpoints: checkpoint_lib.Checkpoints
 ) -> _Progress:
   config, task = training.config, training.task
-  if jax.process_index() == 0:
-    logger.info(
-      'Parameters:\n%s',
-      parameter_overview.get_parameter_overview(
-        training.state_shapes.params, include_stats=False
-      ),
-    )
   # What a training starts from is the first of these that there is:
   # 1. the latest whole checkpoint of its workdir, which it resumes;
   restored = checkpoints.restore_latest(training.state_shapes)

@@ -107,7 +107,8 @@ def test_classes_are_in_the_order_of_their_precision(precision):
 
 def test_lines_hold_the_metrics(workdir):
   series = plots.read_series(workdir)
-  loss, accuracy, rate = plots.draw_curves(series).axes
+  figures = plots.figures(str(workdir))
+  loss, accuracy, rate = figures['curves'].axes
   lines = {
     line.get_label(): list(zip(*line.get_data(), strict=True))
     for axis in (loss, accuracy, rate)
@@ -118,8 +119,7 @@ def test_lines_hold_the_metrics(workdir):
     name: series[name]
     for name in ('eval/loss', 'train/top1', 'eval/top1', 'train/learning_rate')
   }
-  _, *weights = plots.path_weights(series)
-  over_depth = plots.draw_path_weights(*weights).axes[0].lines[0]
+  over_depth = figures['path_weights'].axes[0].lines[0]
   np.testing.assert_allclose(over_depth.get_ydata(), [0.5, 1.5, 2.5])
 
 

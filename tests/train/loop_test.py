@@ -56,6 +56,8 @@ def test_lines_come_at_the_intervals_and_at_the_end(straight):
   assert 'params/alpha' in lines[0]
   assert (straight / 'config.json').exists()
   assert list((straight / 'tensorboard').iterdir())
+  parameters = (straight / 'parameters.txt').read_text()
+  assert 'head/kernel' in parameters and 'Total: 331.0 ' in parameters
 
 
 @pytest.mark.parametrize(
