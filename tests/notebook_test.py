@@ -96,7 +96,7 @@ def test_pictures_are_shown(notebook):
       np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR
     )
     assert min(picture.shape[:2]) > 250
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert picture.std() > 10
 
 
 def test_predictions_of_single_files_give_the_score(notebook):
