@@ -1,6 +1,7 @@
 """Every config: parameters, and the whole update at its real size."""
 
 import importlib
+import re
 import pathlib
 
 import chex
@@ -85,7 +86,17 @@ def test_every_config_has_a_row_and_every_model_a_config():
   assert set(models.list_models()) <= set(_names())
 
 
-@pytest.mark.parametrize('name', _names())
+# Deeper ones of a family, traced like the others.
+DEEPER = re.compile('.*(38|50|15|19|small|cascade).*')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * bool(DEEPER.match(name)))
+    for name in _names()
+  ],
+)
 def test_update_at_real_size_has_the_known_parameters(name):
   config = _config(name)
   mesh = mesh_lib.make_mesh(config.mesh)

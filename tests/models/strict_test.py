@@ -13,7 +13,7 @@ from tests.fixtures import detectors
   ('name', 'fields'),
   [
     ('resnet26_acmix', {'stage_sizes': (1,)}),
-    ('san10_acmix', {'stage_sizes': (1, 1, 0, 0)}),
+    ('san10_acmix', {'stage_sizes': (1, 1, 1, 1)}),
     (
       'pvt_tiny_acmix',
       {

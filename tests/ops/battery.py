@@ -45,6 +45,19 @@ CASES = [
 ]
 
 
+# Geometries that other cases come near to.
+_SLOW = (1, 3, 5, 8, 10)
+
+
+def cases(first: int = 0) -> list:
+  """Parameters of a test, some of them marked as slow."""
+  return [
+    pytest.param(case, marks=[pytest.mark.slow] * (i in _SLOW), id=str(case))
+    for i, case in enumerate(CASES)
+    if i >= first
+  ]
+
+
 def normal(seed, shape, dtype='float32'):
   values = np.random.default_rng(seed).standard_normal(shape)
   return jnp.asarray(values, dtype)

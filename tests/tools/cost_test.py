@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 
@@ -77,7 +78,16 @@ SEGMENTERS = {
 count = functools.cache(cost.count)
 
 
-@pytest.mark.parametrize('name', OFFICIAL)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name,
+      marks=[pytest.mark.slow] * bool(re.search('38|15|small', name)),
+    )
+    for name in OFFICIAL
+  ],
+)
 def test_counts_are_the_official_ones(name):
   assert (count(name).params, count(name).macs) == OFFICIAL[name]
 

@@ -267,7 +267,7 @@ def test_recorded_configs_that_do_not_serve_are_answered(workdir, tmp_path):
   'arguments, message',
   [
     (['{workdir}', '--out=x'], 'one image or more'),
-    (['none.py', '{workdir}', 'a.jpg', '--out=x'], 'none.py: there is no such'),
+    (['none.py', '{workdir}', 'a.jpg', '--out=x'], "File 'none.py' is unknown"),
     (['{workdir}/none', 'a.jpg', '--out=x'], 'no workdir with checkpoints'),
     (['{workdir}', 'a.jpg', '--out=x', '--config.seed=1'], '--config.seed=1: '),
   ],

@@ -19,7 +19,7 @@ from tests.ops import battery
 _, *NAMES = implementations.names(local_attention.IMPLEMENTATIONS)
 
 
-@pytest.mark.parametrize('case', battery.CASES, ids=str)
+@pytest.mark.parametrize('case', battery.cases())
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.usefixtures('kernels')
 def test_implementations_equal_the_reference(name, case):

@@ -13,7 +13,7 @@ from tests.ops import battery
 _, *NAMES = implementations.names(shift_convolution.IMPLEMENTATIONS)
 
 
-@pytest.mark.parametrize('case', battery.CASES[1:], ids=str)
+@pytest.mark.parametrize('case', battery.cases(first=1))
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.usefixtures('kernels')
 def test_implementations_equal_the_reference(name, case):
