@@ -1,8 +1,8 @@
 """Every config: parameters, and the whole update at its real size."""
 
 import importlib
-import re
 import pathlib
+import re
 
 import chex
 import jax
