@@ -13,12 +13,12 @@ its defaults.
 
 The end of OUT says what is written:
 
-.stablehlo    the network as a program of jax.export for CPU, TPU and GPU, which
-              jax alone loads.
-.onnx         the network for onnxruntime and others. Needs jax2onnx:
-              pip install 'acmix-jax[onnx]'. It is run beside ours before it is
-              written, and is an error if the outputs differ.
-.safetensors  the weights alone, for acmix_jax.load_weights.
+- .stablehlo: the network as a program of jax.export for CPU, TPU and GPU, which
+  jax alone loads.
+- .onnx: the network for onnxruntime and others. Needs jax2onnx: pip install
+  'acmix-jax[onnx]'. It is run beside ours before it is written, and is an error
+  if the outputs differ.
+- .safetensors: the weights alone, for acmix_jax.load_weights.
 
 A network takes any number of normalised images, float32 [b, h, w, 3], of one
 size, and gives what model.apply gives: logits, or the fields of `Detections`.
