@@ -174,32 +174,7 @@ def as_text(report: Report) -> str:
     ),
   ]
   if report.memory is not None:
-    parts = dataclasses.asdict(report.memory)
-    lines.append(
-      'memory       '
-      + ', '.join(f'{name} {_size(size)}' for name, size in parts.items())
-    )
-    lines.append(f'moved        {_size(report.moved_bytes)}')
-    lines += [
-      f'exchanged    {found.count} {kind}, {_size(found.bytes)}'
-      for kind, found in sorted(report.collectives.items())
-    ]
-    slowest = max(report.bounds.values())
-    bounds = ', '.join(
-      f'{name} {seconds * 1e3:.3g} ms'
-      for name, seconds in report.bounds.items()
-    )
-    total = report.images * report.mesh['data'] * report.mesh['model'] / slowest
-    lines.append(
-      f'at least     {slowest * 1e3:.3g} ms ({bounds}): at most {total:,.0f} '
-      'images/s; links between chips are not modelled'
-    )
-    share = PUBLISHED.speed / PUBLISHED.bound
-    lines.append(
-      f'expect       about {share * total:,.0f} images/s, {share:.0%} of that, '
-      f'as published: {PUBLISHED.source}, {PUBLISHED.speed:,} of '
-      f'{PUBLISHED.bound:,} images/s and chip'
-    )
+    lines += _lines_of_program(report)
   verdict = 'fits' if report.fits else 'DOES NOT FIT'
   lines.append(f'{verdict:12s} {_size(report.needed)} of {_size(chip.memory)}')
   if report.recomputed:
@@ -223,6 +198,31 @@ def as_text(report: Report) -> str:
   if report.advice:
     lines += ['Change one or more of', *(f'  {line}' for line in report.advice)]
   return '\n'.join(lines)
+
+
+def _lines_of_program(report: Report) -> list[str]:
+  """What the compiled program needs, moves, exchanges and takes at least."""
+  parts = dataclasses.asdict(report.memory)
+  sizes = ', '.join(f'{name} {_size(size)}' for name, size in parts.items())
+  slowest = max(report.bounds.values())
+  bounds = ', '.join(
+    f'{name} {seconds * 1e3:.3g} ms' for name, seconds in report.bounds.items()
+  )
+  total = report.images * report.mesh['data'] * report.mesh['model'] / slowest
+  share = PUBLISHED.speed / PUBLISHED.bound
+  return [
+    f'memory       {sizes}',
+    f'moved        {_size(report.moved_bytes)}',
+    *(
+      f'exchanged    {found.count} {kind}, {_size(found.bytes)}'
+      for kind, found in sorted(report.collectives.items())
+    ),
+    f'at least     {slowest * 1e3:.3g} ms ({bounds}): at most {total:,.0f} '
+    'images/s; links between chips are not modelled',
+    f'expect       about {share * total:,.0f} images/s, {share:.0%} of that, '
+    f'as published: {PUBLISHED.source}, {PUBLISHED.speed:,} of '
+    f'{PUBLISHED.bound:,} images/s and chip',
+  ]
 
 
 def _size(count: float) -> str:
