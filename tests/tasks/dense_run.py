@@ -16,6 +16,14 @@ from acmix_jax.train import loop, metrics_window
 from tests.train import tiny_run
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Of `config.train`. None of its intervals divides another, or the steps.
+SCHEDULE = {
+  'num_steps': 13,
+  'batch_size': 8,
+  'log_every_steps': 3,
+  'eval_every_steps': 5,
+  'checkpoint_every_steps': 4,
+}
 
 
 class Patch:

@@ -99,14 +99,7 @@ def config(data: pathlib.Path, **train) -> ml_collections.ConfigDict:
   config.data.max_objects = OBJECTS
   config.data.train_empty_images = True
   config.data.mask_size = 16
-  config.train.update(
-    num_steps=13,
-    batch_size=8,
-    log_every_steps=3,
-    eval_every_steps=5,
-    checkpoint_every_steps=4,
-  )
-  config.train.update(train)
+  config.train.update(dense_run.SCHEDULE | train)
   config.optim.learning_rate = 0.1
   config.optim.warmup_steps = 3
   config.eval.batch_size = 8

@@ -107,14 +107,7 @@ def config(data: pathlib.Path, **train) -> ml_collections.ConfigDict:
   config.data.crop_size = 32
   config.data.eval_multiple = 8
   config.data.photometric = False
-  config.train.update(
-    num_steps=13,
-    batch_size=8,
-    log_every_steps=3,
-    eval_every_steps=5,
-    checkpoint_every_steps=4,
-  )
-  config.train.update(train)
+  config.train.update(dense_run.SCHEDULE | train)
   config.optim.learning_rate = 0.1
   config.eval.batch_size = 8
   config.mesh.data = 1

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from acmix_jax.data import decode, order, pipeline, transforms
 from configs import imagenet
+from tests.tasks import dense_run
 
 CANVASES = ((16, 24), (24, 16))  # landscape, portrait
 NUM_CLASSES = 4
@@ -225,17 +226,10 @@ class ToyDense:
 
 
 def get_config(**train) -> ml_collections.ConfigDict:
-  """A recipe; None of its intervals divides another, or the steps."""
+  """A recipe."""
   config = imagenet.resnet('toy', stage_sizes=())
   config.task = 'toy_dense'
-  config.train.update(
-    num_steps=13,
-    batch_size=8,
-    log_every_steps=3,
-    eval_every_steps=5,
-    checkpoint_every_steps=4,
-  )
-  config.train.update(train)
+  config.train.update(dense_run.SCHEDULE | train)
   config.optim.warmup_epochs = 0.0
   config.eval.batch_size = 8
   config.mesh.data = 1
