@@ -9,12 +9,27 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import deferred
+from acmix_jax.ops import deferred, sharding
 
 MIB = 2**20
 # Lanes of a register, and rows of 16-bit numbers in one.
 LANES = 128
 SUBLANES = 16
+
+
+def why_not(name: str, varying: bool, dtype: Any) -> str | None:
+  """Reason why no kernel of this package can serve, or None.
+
+  Args:
+    name: 'TPU' or 'GPU'.
+    varying: Whether arrays differ within a `jax.shard_map` that checks this.
+    dtype: Dtype of the maps.
+  """
+  if varying:
+    return f'of the kernel for {name}, {sharding.WHY_NOT_VARYING}'
+  if dtype not in (jnp.bfloat16, jnp.float32):
+    return f'the kernel for {name} takes float32 and bfloat16, not {dtype}.'
+  return None
 
 
 def call(

@@ -133,12 +133,8 @@ def _dq_kernel(
     problem, queries, measure, (zeros + _LOWEST, zeros, zeros)
   )
   norm, mean = highest + jnp.log(total), mean / total
-  triton.store(
-    gpu_pixels.statistic(norm_ref, queries), norm, mask=queries.exist
-  )
-  triton.store(
-    gpu_pixels.statistic(mean_ref, queries), mean, mask=queries.exist
-  )
+  for ref, x in ((norm_ref, norm), (mean_ref, mean)):
+    triton.store(gpu_pixels.statistic(ref, queries), x, mask=queries.exist)
 
   def step(keys, state):
     dq, *sums = state
@@ -156,11 +152,16 @@ def _dq_kernel(
     # There is no mean of the queries beyond the map.
     total = jnp.where(queries.exist, total, 0)[:, None]
     dq += total * slopes[axis]
-    place = queries.image, pl.program_id(0), pl.program_id(1), queries.head
-    at, exist = gpu_pixels.line(dslopes_ref, *place, axis)
-    total = (total * q.astype(jnp.float32)).sum(0) * problem.depth**-0.5
-    triton.store(at, total, mask=exist)
+    dslope = (total * q.astype(jnp.float32)).sum(0) * problem.depth**-0.5
+    _store_slope(dslopes_ref, queries, axis, dslope)
   gpu_pixels.store(dq_ref, queries, dq * problem.depth**-0.5)
+
+
+def _store_slope(ref, queries, axis: int, x):
+  """Writes this program's part of the gradient of a slope."""
+  place = queries.image, pl.program_id(0), pl.program_id(1), queries.head
+  at, exist = gpu_pixels.line(ref, *place, axis)
+  triton.store(at, x, mask=exist)
 
 
 def _dkv_kernel(
@@ -207,11 +208,10 @@ def _dkv_kernel(
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve: dtypes, or shared memory."""
-  if problem.varying:
-    return f'of the kernel for GPU, {sharding.WHY_NOT_VARYING}'
   dtype = problem.dtypes[1]
-  if dtype not in (jnp.bfloat16, jnp.float32):
-    return f'the kernel for GPU takes float32 and bfloat16, not {dtype}.'
+  reason = kernels.why_not('GPU', problem.varying, dtype)
+  if reason:
+    return reason
   depth = pl.next_power_of_2(problem.depth)
   if depth * dtype.itemsize > _DEPTH_BYTES:
     return (

@@ -143,11 +143,9 @@ def _backward_kernel(*refs, plan):
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve: dtypes, or the memory of the chip."""
-  if problem.varying:
-    return f'of the kernel for TPU, {sharding.WHY_NOT_VARYING}'
-  dtype = problem.dtypes[1]
-  if dtype not in (jnp.bfloat16, jnp.float32):
-    return f'the kernel for TPU takes float32 and bfloat16, not {dtype}.'
+  reason = kernels.why_not('TPU', problem.varying, problem.dtypes[1])
+  if reason:
+    return reason
   needed = tpu_plan.make_plan(problem).vmem_bytes
   if needed > tpu_plan.VMEM:
     return (

@@ -184,13 +184,7 @@ def _kernel_gradient_kernel(x_ref, dout_ref, out_ref, *, plan: gpu_plan.Plan):
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  if problem.varying:
-    return f'of the kernel for GPU, {sharding.WHY_NOT_VARYING}'
-  if problem.dtype not in (jnp.bfloat16, jnp.float32):
-    return (
-      f'the kernel for GPU takes float32 and bfloat16, not {problem.dtype}.'
-    )
-  return None
+  return kernels.why_not('GPU', problem.varying, problem.dtype)
 
 
 def convolve(

@@ -30,12 +30,9 @@ _dot = kernels.dot
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  if problem.varying:
-    return f'of the kernel for TPU, {sharding.WHY_NOT_VARYING}'
-  if problem.dtype not in (jnp.bfloat16, jnp.float32):
-    return (
-      f'the kernel for TPU takes float32 and bfloat16, not {problem.dtype}.'
-    )
+  reason = kernels.why_not('TPU', problem.varying, problem.dtype)
+  if reason:
+    return reason
   if problem.depth % 8:
     return (
       'the kernel for TPU takes a multiple of 8 channels a map, not '

@@ -27,14 +27,11 @@ _dot = kernels.dot
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  if problem.varying:
-    return f'of the kernel for TPU, {sharding.WHY_NOT_VARYING}'
   if not problem.counted:
     return 'the kernel for TPU takes a number of images that is known.'
-  if problem.dtype not in (jnp.bfloat16, jnp.float32):
-    return (
-      f'the kernel for TPU takes float32 and bfloat16, not {problem.dtype}.'
-    )
+  reason = kernels.why_not('TPU', problem.varying, problem.dtype)
+  if reason:
+    return reason
   if kernels.LANES % problem.depth:
     return (
       f'the kernel for TPU takes heads of a divisor of {kernels.LANES} '
