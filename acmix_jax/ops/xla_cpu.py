@@ -147,16 +147,23 @@ def add_to_each(
 
 
 def multiply_axis(
-  matrix: Float[Array, 'n m'], x: Float[Array, '...'], axis: int
+  matrix: Float[Array, 'n m'],
+  x: Float[Array, '...'],
+  axis: int,
+  precision: lax.PrecisionLike = 'highest',
 ) -> Float[Array, '...']:
-  """Product of a matrix with each line of x along an axis, exactly.
+  """Product of a matrix with each line of x along an axis.
 
   On CPU it is a product of the matrix with each of many matrices, none of which
   is transposed: XLA would compute the plain product with its axis first and
   transpose the result. A map of 32x32x512 was doubled in a tenth of the time.
+
+  Args:
+    matrix: Weights.
+    x: Lines.
+    axis: Of x.
+    precision: Of the products; a TPU rounds the factors to bfloat16 by default.
   """
-  # A TPU rounds the factors of float32 products otherwise.
-  precision = 'highest'
 
   def one_by_one(matrix, x):
     lines = x.reshape(math.prod(x.shape[:axis]), x.shape[axis], -1)

@@ -5,6 +5,7 @@ map that they are resized from. They are made in bands of rows, one after the
 other, and made again for the gradient.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int, UInt8
 
-from acmix_jax.ops import resize
+from acmix_jax.ops import resize, xla_cpu
 
 # Resized logits of an image that exist at a time, about.
-_BAND_SIZE = 2**22
+_BAND_SIZE = 2**21
 
 # Where products are made of bfloat16, the logits keep 16 digits of their 24;
 # the weights of whole factors up to 64 lose none.
-_PRECISION = jax.lax.Precision.HIGH
+_multiply = functools.partial(
+  xla_cpu.multiply_axis, precision=jax.lax.Precision.HIGH
+)
 
 
 class PixelSums(NamedTuple):
@@ -51,12 +54,8 @@ def pixel_sums(
   """
   batch, height, width, classes = logits.shape
   _, rows, columns = label_map.shape
-  wide = jnp.einsum(
-    'Ww,bhwk->bhWk',
-    np.float32(resize.linear_matrix(width, columns)),
-    logits.astype(jnp.float32),
-    precision=_PRECISION,
-  )
+  logits = logits.astype(jnp.float32)
+  across = jnp.float32(resize.linear_matrix(width, columns))
   count = math.ceil(rows * columns * classes / _BAND_SIZE)
   weights, starts = _bands(resize.linear_matrix(height, rows), count)
   _, band, taken = weights.shape
@@ -66,16 +65,14 @@ def pixel_sums(
     constant_values=ignored_label,
   )
   bands = (
-    jnp.stack([wide[:, start : start + taken] for start in starts]),
+    jnp.stack([logits[:, start : start + taken] for start in starts]),
     weights,
     jnp.moveaxis(label_map.reshape(batch, -1, band, columns), 1, 0),
   )
 
   def add_band(sums, band):
     sources, weights, labels = band
-    band_logits = jnp.einsum(
-      'rh,bhWk->brWk', weights, sources, precision=_PRECISION
-    )
+    band_logits = _multiply(weights, _multiply(across, sources, axis=2), axis=1)
     band_sums = _compare(band_logits, labels, labels != ignored_label)
     return jax.tree.map(jnp.add, sums, band_sums), None
 
