@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from acmix_jax.nn import checks
-from acmix_jax.ops import xla_cpu
+from acmix_jax.ops import resized_convolution, xla_cpu
 
 # Rewrites for XLA on CPU of what models use beside layers.
 max_pool = xla_cpu.max_pool
@@ -97,17 +97,30 @@ class Conv(nn.Module):
   param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b ho wo f']:
-    """Convolves a map with zeros around it."""
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+  def __call__(
+    self, *maps: Float[Array, 'b _h _w _c']
+  ) -> Float[Array, 'b ho wo f']:
+    """Convolves a map with zeros around it.
+
+    Args:
+      *maps: Several are brought to the size of the first by bilinear
+        interpolation, and concatenated; the convolution then has no strides.
+    """
+    channels = sum(x.shape[-1] for x in maps)
+    shape = (self.kernel_size, self.kernel_size, channels, self.features)
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     bias = None
     if self.use_bias:
       bias = self.param(
         'bias', self.bias_init, (self.features,), self.param_dtype
       )
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = xla_cpu.convolution(x, kernel, self.strides)
+    kernel, bias, *maps = nn.dtypes.promote_dtype(
+      kernel, bias, *maps, dtype=self.dtype
+    )
+    if len(maps) == 1:
+      y = xla_cpu.convolution(*maps, kernel, self.strides)
+    else:
+      y = resized_convolution.resized_convolution(maps, kernel)
     return y if bias is None else y + bias[None, None, None]
 
 
@@ -267,9 +280,9 @@ class ConvNormRelu(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], *, train: bool
+    self, *maps: Float[Array, 'b _h _w _c'], train: bool
   ) -> Float[Array, 'b h w f']:
-    """Applies the layers to a map."""
+    """Applies the layers to a map, or to several as `Conv` does."""
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     conv = Conv(
       self.features,
@@ -278,7 +291,7 @@ class ConvNormRelu(nn.Module):
       **dtypes,
       name='conv',
     )
-    return nn.relu(BatchNorm(**dtypes, name='norm')(conv(x), train=train))
+    return nn.relu(BatchNorm(**dtypes, name='norm')(conv(*maps), train=train))
 
 
 def frozen_norms(mode: str) -> list[str]:

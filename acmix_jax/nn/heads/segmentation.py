@@ -106,21 +106,18 @@ class PyramidPooling(nn.Module):
 
   def grids(
     self, x: Float[Array, 'b h w c'], *, train: bool
-  ) -> list[Float[Array, 'b h w f']]:
-    """The means over each grid, mapped, and resized to the map."""
+  ) -> list[Float[Array, 'b _bins _bins f']]:
+    """The means over each grid, mapped."""
     return [
-      resize.bilinear(
-        conv(resize.adaptive_average_pool(x, bins), train=train), x.shape[1:3]
-      )
+      conv(resize.adaptive_average_pool(x, bins), train=train)
       for conv, bins in zip(self.convs, self.bins, strict=True)
     ]
 
   def __call__(
     self, x: Float[Array, 'b h w c'], *, train: bool
   ) -> Float[Array, 'b h w f']:
-    """A 3x3 convolution of the map and all grids."""
-    maps = [x, *self.grids(x, train=train)]
-    return self.bottleneck(jnp.concatenate(maps, axis=-1), train=train)
+    """A 3x3 convolution of the map and all grids, resized to it."""
+    return self.bottleneck(x, *self.grids(x, train=train), train=train)
 
 
 class UPerHead(SegmentationHead):
@@ -155,9 +152,7 @@ class UPerHead(SegmentationHead):
       self._conv(3, f'output{i}')(x, train=train)
       for i, x in enumerate(sums[:-1])
     ]
-    size = maps[0].shape[1:3]
-    levels = [resize.bilinear(x, size) for x in [*levels, sums[-1]]]
-    x = self._conv(3, 'fusion')(jnp.concatenate(levels, axis=-1), train=train)
+    x = self._conv(3, 'fusion')(*levels, sums[-1], train=train)
     return self._classify(x, train)
 
 

@@ -257,7 +257,8 @@ def _products(
       terms = math.prod(shape[axis] for axis in contracted)
       # Where nothing is contracted it repeats an array.
       if contracted and cost_marks.RESIZE not in scopes:
-        yield _Product(scopes, results * terms)
+        counted = results * terms * cost_marks.factor(scopes)
+        yield _Product(scopes, int(counted))
     elif primitive == 'conv_general_dilated' and cost_marks.COPY not in scopes:
       shape = equation.invars[1].aval.shape
       outputs, channels, *_ = params['dimension_numbers'].rhs_spec

@@ -108,7 +108,10 @@ def test_the_pyramid_pooling_equals_the_official_one(name):
   def run(variables):
     return (
       [resize.adaptive_average_pool(x, bins) for bins in head.bins],
-      pooling.apply(variables, x, train=False, method='grids'),
+      [
+        resize.bilinear(grid, x.shape[1:3])
+        for grid in pooling.apply(variables, x, train=False, method='grids')
+      ],
       pooling.apply(variables, x, train=False),
     )
 
