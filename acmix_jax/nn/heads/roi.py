@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from acmix_jax.nn import layers
+from acmix_jax.ops import xla_cpu
 
 _XAVIER = nn.initializers.xavier_uniform()
 
@@ -157,6 +158,7 @@ class MaskHead(nn.Module):
         name=f'conv{i}',
       )
       x = nn.relu(conv(x))
+    # The four pixels go to their places as logits, which are fewer values.
     x = nn.relu(Upsample(self.features, **dtypes, name='upsample')(x))
     shape = (self.features, self.num_classes)
     kernel = self.param('classes_kernel', init, shape, self.param_dtype)
@@ -165,9 +167,9 @@ class MaskHead(nn.Module):
     )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     if labels is None:
-      return x @ kernel + bias[None, None, None]
-    logits = jnp.einsum('nhwc,nc->nhw', x, kernel.T[labels])
-    return logits + bias[labels][:, None, None]
+      return _interleave(x @ kernel) + bias[None, None, None]
+    logits = jnp.einsum('nhwijc,nc->nhwij', x, kernel.T[labels])
+    return _interleave(logits) + bias[labels][:, None, None]
 
 
 class Upsample(nn.Module):
@@ -184,17 +186,29 @@ class Upsample(nn.Module):
   param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n 2*h 2*w f']:
-    """y[2i + di, 2j + dj] = x[i, j] @ kernel[di, dj] + bias."""
-    n, h, w, c = x.shape
-    shape = (2, 2, c, self.features)
+  def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h w 2 2 f']:
+    """Pixel [2i + di, 2j + dj] is x[i, j] @ kernel[di, dj] + bias.
+
+    Returns:
+      The pixels as [i, j, di, dj].
+    """
+    channels = x.shape[-1]
+    shape = (2, 2, channels, self.features)
     init = layers.KAIMING_FAN_OUT
     kernel = self.param('kernel', init, shape, self.param_dtype)
     bias = self.param(
       'bias', nn.initializers.zeros, self.features, self.param_dtype
     )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    # One product, then the four pixels go to their places.
-    kernel = kernel.transpose(2, 0, 1, 3).reshape(c, -1)
-    y = (x @ kernel).reshape(n, h, w, 2, 2, -1).swapaxes(2, 3)
-    return y.reshape(n, 2 * h, 2 * w, -1) + bias[None, None, None]
+    kernel = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    y = xla_cpu.dense(x, kernel, (((3,), (0,)), ((), ())))
+    y += jnp.tile(bias, 4)[None, None, None]
+    return y.reshape(*x.shape[:3], 2, 2, -1)
+
+
+def _interleave(
+  x: Float[Array, 'n h w 2 2 *k'],
+) -> Float[Array, 'n 2*h 2*w *k']:
+  """The four pixels of each place, in their own."""
+  n, h, w, _, _, *k = x.shape
+  return x.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, *k)
