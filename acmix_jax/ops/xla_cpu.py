@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import windows
 
-# Features that a convolution on CPU has at a time.
+# Features that a convolution on CPU has at a time, and values of both its maps.
 _FEATURES = 256
+_VALUES = 2**21
 
 
 def convolution(
@@ -27,9 +28,9 @@ def convolution(
 
   On CPU a 1x1 kernel is a product: XLA computes the gradient of the kernel of
   a convolution with the whole map as the window, which takes two to five times
-  as long. Larger kernels are applied 256 features at a time, beyond which that
-  gradient leaves the cache: those of 512 features for 64x64x2048 and 64x64x512
-  took 60 % of the time.
+  as long. Larger kernels are applied to a few images and 256 features at a
+  time, beyond which that gradient leaves the cache: those of 512 features for
+  64x64x2048 and 64x64x512 took 60 % of the time, of 256 maps of 14x14x256 half.
 
   Args:
     x: Map.
@@ -48,16 +49,31 @@ def convolution(
 
   def in_parts(x, kernel):
     ends = [*range(_FEATURES, kernel.shape[3], _FEATURES)]
-    parts = jnp.split(kernel, ends, axis=3)
-    return jnp.concatenate([convolve(x, part) for part in parts], axis=3)
+    kernels = jnp.split(kernel, ends, axis=3)
+    # Every n-th image: a part has as many of each device.
+    parts = x.reshape(-1, count, *x.shape[1:])
+    outs = [
+      jnp.concatenate([convolve(parts[:, i], k) for k in kernels], axis=3)
+      for i in range(count)
+    ]
+    return jnp.stack(outs, axis=1).reshape(-1, *outs[0].shape[1:])
 
+  count = _parts(x.shape, kernel.shape[3])
   if kernel.shape[:2] == (1, 1):
     on_cpu = multiply
-  elif kernel.shape[3] > _FEATURES:
+  elif count > 1 or kernel.shape[3] > _FEATURES:
     on_cpu = in_parts
   else:
     return convolve(x, kernel)
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve)
+
+
+def _parts(shape, features):
+  """Parts of equally many images, none much larger than `_VALUES`."""
+  images, height, width, channels = shape
+  wanted = images * height * width * (channels + features) / _VALUES
+  divisors = (n for n in range(1, images + 1) if images % n == 0)
+  return next((n for n in divisors if n >= wanted), images)
 
 
 def dense(
