@@ -19,8 +19,8 @@ from acmix_jax.ops import resize, xla_cpu
 # Resized logits of an image that exist at a time, about.
 _BAND_SIZE = 2**21
 
-# Of 24 binary digits the logits keep 16 on TPU and 11 on GPU (TF32); the weights
-# of whole factors up to 64 lose none.
+# Of 24 binary digits the logits keep 16 on TPU and 11 on GPU (TF32); weights of
+# whole factors up to 64 lose none.
 _multiply = functools.partial(
   xla_cpu.multiply_axis, precision=jax.lax.Precision.HIGH
 )
