@@ -69,8 +69,11 @@ def convolution(
 
 
 def _parts(shape, features):
-  """Parts of equally many images, none much larger than `_VALUES`."""
+  """Number of parts of equally many images, none above `_VALUES` if it can."""
   images, height, width, channels = shape
+  # A program for any number of images has a symbol for it.
+  if not isinstance(images, int):
+    return 1
   wanted = images * height * width * (channels + features) / _VALUES
   divisors = (n for n in range(1, images + 1) if images % n == 0)
   return next((n for n in divisors if n >= wanted), images)

@@ -59,6 +59,26 @@ def test_convolution_is_that_of_lax(side, strides, features):
   )
 
 
+def test_convolution_of_many_images_in_parts_is_that_of_lax(monkeypatch):
+  monkeypatch.setattr(xla_cpu, '_VALUES', 7 * 5 * 10)
+  x, kernel = random(0, 6, 7, 5, 6), random(1, 3, 3, 6, 4)
+  convolve = jax.make_jaxpr(lambda x: xla_cpu.convolution(x, kernel, 1))
+  # One of all images for other platforms.
+  assert str(convolve(x)).count('conv_general_dilated[') == 6 + 1
+  check_equal(
+    lambda x, kernel: xla_cpu.convolution(x, kernel, 2),
+    lambda x, kernel: lax.conv_general_dilated(
+      x,
+      kernel,
+      (2, 2),
+      ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    ),
+    x,
+    kernel,
+  )
+
+
 @pytest.mark.parametrize('axis', [1, 2])
 def test_an_axis_is_multiplied_as_by_einsum(axis):
   equation = {1: 'oi,bijc->bojc', 2: 'oj,bijc->bioc'}[axis]
