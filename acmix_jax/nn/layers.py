@@ -104,8 +104,15 @@ class Conv(nn.Module):
 
     Args:
       *maps: Several are brought to the size of the first by bilinear
-        interpolation, and concatenated; the convolution then has no strides.
+        interpolation, and concatenated.
+
+    Raises:
+      ValueError: Several maps at strides.
     """
+    if len(maps) > 1 and self.strides > 1:
+      raise ValueError(
+        f'Conv: strides={self.strides} for {len(maps)} maps; several have 1.'
+      )
     channels = sum(x.shape[-1] for x in maps)
     shape = (self.kernel_size, self.kernel_size, channels, self.features)
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)

@@ -1,4 +1,4 @@
-"""Batch normalisation in all its modes."""
+"""Batch normalisation in all its modes, and convolutions of several maps."""
 
 import chex
 import jax
@@ -64,3 +64,12 @@ def test_an_unknown_mode_is_refused():
   norm = layers.BatchNorm(mode='fixed')
   with pytest.raises(ValueError, match="mode='fixed'; 'batch', 'running'"):
     norm.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), train=False)
+
+
+def test_several_maps_are_convolved_without_strides():
+  maps = jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 2, 3))
+  conv = layers.Conv(2, 3, strides=2)
+  with pytest.raises(ValueError, match='strides=2 for 2 maps'):
+    conv.init(jax.random.key(0), *maps)
+  variables = layers.Conv(2, 3).init(jax.random.key(0), *maps)
+  assert variables['params']['kernel'].shape == (3, 3, 5, 2)
