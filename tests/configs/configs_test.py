@@ -86,14 +86,18 @@ def test_every_config_has_a_row_and_every_model_a_config():
   assert set(models.list_models()) <= set(_names())
 
 
-# Deeper ones of a family, or of a head that a smaller one has, too.
-DEEPER = re.compile('.*(38|50|15|19|small|cascade|coco_retina|20k_semantic).*')
+# Deeper ones of a family, or of a head that a smaller one has, too; and those
+# whose variant with ACmix is here.
+SLOW = re.compile(
+  '.*(38|50|15|19|small|cascade|coco_retina|20k_semantic).*'
+  '|(resnet26|san10|pvt_tiny|swin_tiny)$'
+)
 
 
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.slow] * bool(DEEPER.match(name)))
+    pytest.param(name, marks=[pytest.mark.slow] * bool(SLOW.match(name)))
     for name in _names()
   ],
 )
