@@ -65,23 +65,22 @@ class Ade20k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager
-    return {split: _examples(source) for split, source in self._sources.items()}
+    return {
+      split: self._generate_examples(source)
+      for split, source in self._sources.items()
+    }
 
-  def _generate_examples(self):
-    raise NotImplementedError('Examples come from `_split_generators`.')
-
-
-def _examples(
-  source: label_files.LabelFiles,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-  for index in range(len(source)):
-    files = source.read(index)
-    name = pathlib.PurePath(files.image_name).stem
-    yield (
-      name,
-      {
-        'image': files.image,
-        'label_map': files.label,
-        'file_name': name,
-      },
-    )
+  def _generate_examples(
+    self, source: label_files.LabelFiles
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index in range(len(source)):
+      files = source.read(index)
+      name = pathlib.PurePath(files.image_name).stem
+      yield (
+        name,
+        {
+          'image': files.image,
+          'label_map': files.label,
+          'file_name': name,
+        },
+      )

@@ -76,16 +76,12 @@ class Coco2017(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager
     return {
-      split: _examples(annotations, self._images[split])
+      split: self._generate_examples(annotations, self._images[split])
       for split, annotations in self._annotations.items()
     }
 
-  def _generate_examples(self):
-    raise NotImplementedError('Examples come from `_split_generators`.')
-
-
-def _examples(
-  annotations: coco_annotations.Annotations, images: coco.Images
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  for index, image_id in enumerate(annotations.image_ids.tolist()):
-    yield index, {'image': images.read(index), 'image_id': image_id}
+  def _generate_examples(
+    self, annotations: coco_annotations.Annotations, images: coco.Images
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, image_id in enumerate(annotations.image_ids.tolist()):
+      yield index, {'image': images.read(index), 'image_id': image_id}

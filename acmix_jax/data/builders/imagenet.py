@@ -112,14 +112,11 @@ class Imagenet2012(
     del dl_manager
     readers = {'train': _train_files, 'validation': _validation_files}
     return {
-      split: self._examples(path, readers[split](path))
+      split: self._generate_examples(path, readers[split](path))
       for split, path in self._archives.items()
     }
 
-  def _generate_examples(self):
-    raise NotImplementedError('Examples come from `_split_generators`.')
-
-  def _examples(
+  def _generate_examples(
     self, path: str, files: Iterable[tuple[str, str, bytes]]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
