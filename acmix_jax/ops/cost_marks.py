@@ -1,6 +1,7 @@
 """Scopes (`jax.named_scope`) by which tools.cost knows what to count."""
 
 import fractions
+import math
 from collections.abc import Iterable
 
 # A convolution that only copies.
@@ -14,14 +15,14 @@ _TIMES = 'times '
 
 
 def counted_as(pixels: int, computed: int) -> str:
-  """Scope of products of few pixels that count as those of more."""
+  """Scope of products of `computed` pixels that count as those of `pixels`."""
   return f'{_TIMES}{pixels}:{computed}'
 
 
 def factor(scopes: Iterable[str]) -> fractions.Fraction:
-  """What products in these scopes count for."""
-  found = 1
-  for scope in scopes:
-    if scope.startswith(_TIMES):
-      found *= fractions.Fraction(scope.removeprefix(_TIMES).replace(':', '/'))
-  return fractions.Fraction(found)
+  """What products in these scopes count for: 1 without such a scope."""
+  counted = (x.removeprefix(_TIMES) for x in scopes if x.startswith(_TIMES))
+  return math.prod(
+    (fractions.Fraction(*map(int, x.split(':'))) for x in counted),
+    start=fractions.Fraction(1),
+  )

@@ -127,11 +127,24 @@ def interpolation_matrix(
   return matrix
 
 
+def multiply(
+  matrix: Float[np.ndarray, 'n m'], x: Float[Array, '...'], axis: int
+) -> Float[Array, '...']:
+  """The map with each line along an axis multiplied by a matrix.
+
+  Args:
+    matrix: Weights, which take the dtype of the map.
+    x: Map.
+    axis: Axis of m pixels, which become n.
+  """
+  with jax.named_scope(cost_marks.RESIZE):
+    return xla_cpu.multiply_axis(jnp.asarray(matrix, x.dtype), x, axis)
+
+
 def _resample(x, rows, columns):
   """The map with its columns and rows multiplied by the matrices."""
   x = jnp.asarray(x)
-  with jax.named_scope(cost_marks.RESIZE):
-    for axis, matrix in ((2, columns), (1, rows)):
-      if not np.array_equal(matrix, np.eye(*matrix.shape)):
-        x = xla_cpu.multiply_axis(jnp.asarray(matrix, x.dtype), x, axis)
+  for axis, matrix in ((2, columns), (1, rows)):
+    if not np.array_equal(matrix, np.eye(*matrix.shape)):
+      x = multiply(matrix, x, axis)
   return x

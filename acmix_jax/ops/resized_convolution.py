@@ -36,33 +36,26 @@ def resized_convolution(
   kernels = jnp.split(kernel, ends, axis=2)
   out = xla_cpu.convolution(maps[0], kernels[0], strides=1)
   for x, part in zip(maps[1:], kernels[1:], strict=True):
-    out += _of_smaller(x, part, maps[0].shape[1:3])
+    out += _of_resized(x, part, maps[0].shape[1:3])
   return out
 
 
-def _of_smaller(x, kernel, size):
+def _of_resized(x, kernel, size):
   """Convolution of one map that is brought to a size."""
   rows, columns, _, _ = kernel.shape
   _, height, width, _ = x.shape
-  # The multiply-adds of the sources.
+  # The sources multiply the resized map.
   counted = cost_marks.counted_as(math.prod(size), height * width)
   with jax.named_scope(counted):
     products = [
       xla_cpu.dense(x, jnp.concatenate(part, axis=-1), (((3,), (0,)), ((), ())))
       for part in jnp.moveaxis(kernel, 1, 0)
     ]
-  resized = _resize(
-    jnp.concatenate(products, axis=2), columns, width, size[1], 2
-  )
-  by_row = jnp.concatenate(jnp.split(resized, rows, axis=-1), axis=1)
-  return _resize(by_row, rows, height, size[0], 1)
-
-
-def _resize(x, count, old, new, axis):
-  """Resizes, shifts and sums the `count` maps that follow each other."""
-  matrix = jnp.asarray(_shifted_matrices(count, old, new), x.dtype)
-  with jax.named_scope(cost_marks.RESIZE):
-    return xla_cpu.multiply_axis(matrix, x, axis)
+  # The pixels of the kernel follow each other along the axis that is resized.
+  x = jnp.concatenate(products, axis=2)
+  x = resize.multiply(_shifted_matrices(columns, width, size[1]), x, 2)
+  x = jnp.concatenate(jnp.split(x, rows, axis=-1), axis=1)
+  return resize.multiply(_shifted_matrices(rows, height, size[0]), x, 1)
 
 
 @functools.cache

@@ -251,14 +251,14 @@ def _products(
     scopes = (*outer, *str(equation.source_info.name_stack).split('/'))
     primitive, params = equation.primitive.name, equation.params
     results = times * math.prod(equation.outvars[0].aval.shape)
+    results = int(results * cost_marks.factor(scopes))
     if primitive == 'dot_general':
       shape = equation.invars[0].aval.shape
       (contracted, _), _ = params['dimension_numbers']
       terms = math.prod(shape[axis] for axis in contracted)
       # Where nothing is contracted it repeats an array.
       if contracted and cost_marks.RESIZE not in scopes:
-        counted = results * terms * cost_marks.factor(scopes)
-        yield _Product(scopes, int(counted))
+        yield _Product(scopes, results * terms)
     elif primitive == 'conv_general_dilated' and cost_marks.COPY not in scopes:
       shape = equation.invars[1].aval.shape
       outputs, channels, *_ = params['dimension_numbers'].rhs_spec
