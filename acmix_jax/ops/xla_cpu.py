@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import windows
 
-# Features that a convolution on CPU has at a time, and values of both its maps.
+# Most features of a convolution at a time on CPU, and about as many values of
+# its input and output together.
 _FEATURES = 256
 _VALUES = 2**21
 
@@ -37,6 +38,7 @@ def convolution(
     kernel: Weights; both sides are odd.
     strides: Pixels between outputs.
   """
+  count = _parts(x.shape, kernel.shape[3], strides)
   convolve = functools.partial(
     lax.conv_general_dilated,
     window_strides=(strides, strides),
@@ -58,7 +60,6 @@ def convolution(
     ]
     return jnp.stack(outs, axis=1).reshape(-1, *outs[0].shape[1:])
 
-  count = _parts(x.shape, kernel.shape[3])
   if kernel.shape[:2] == (1, 1):
     on_cpu = multiply
   elif count > 1 or kernel.shape[3] > _FEATURES:
@@ -68,15 +69,19 @@ def convolution(
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve)
 
 
-def _parts(shape, features):
-  """Number of parts of equally many images, none above `_VALUES` if it can."""
+def _parts(shape, features, strides):
+  """Parts of equally many images that a convolution of x is made in."""
   images, height, width, channels = shape
   # A program for any number of images has a symbol for it.
   if not isinstance(images, int):
     return 1
-  wanted = images * height * width * (channels + features) / _VALUES
-  divisors = (n for n in range(1, images + 1) if images % n == 0)
-  return next((n for n in divisors if n >= wanted), images)
+  outputs = math.prod(windows.output_size(n, strides) for n in (height, width))
+  values = images * (height * width * channels + outputs * features)
+  return next(
+    n
+    for n in range(1, images + 1)
+    if images % n == 0 and (values <= n * _VALUES or n == images)
+  )
 
 
 def dense(

@@ -60,6 +60,7 @@ def test_convolution_is_that_of_lax(side, strides, features):
 
 
 def test_convolution_of_many_images_in_parts_is_that_of_lax(monkeypatch):
+  # Of one image: 7 x 5 pixels of 6 channels and of 4 features.
   monkeypatch.setattr(xla_cpu, '_VALUES', 7 * 5 * 10)
   x, kernel = random(0, 6, 7, 5, 6), random(1, 3, 3, 6, 4)
   convolve = jax.make_jaxpr(lambda x: xla_cpu.convolution(x, kernel, 1))
