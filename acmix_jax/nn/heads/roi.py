@@ -209,6 +209,6 @@ class Upsample(nn.Module):
 def _interleave(
   x: Float[Array, 'n h w 2 2 *k'],
 ) -> Float[Array, 'n 2*h 2*w *k']:
-  """The four pixels of each place, in their own."""
+  """Pixel [i, j, di, dj] goes to [2i + di, 2j + dj]."""
   n, h, w, _, _, *k = x.shape
   return x.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, *k)
