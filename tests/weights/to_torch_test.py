@@ -15,11 +15,13 @@ from tests.fixtures import detectors, official
 _BUFFERS = ('num_batches_tracked', 'relative_position_index', 'attn_mask')
 # Blocks beyond the first of a stage, in Swin beyond the second.
 _LATER = re.compile(r'.*((layer|block)\d\.[1-9]|blocks\.[2-9])\.')
+# One path alone in the first blocks, as of a collapsed network.
+_ALONE = (('stage1_0', 'attention'), ('stage2_0', 'shift_convolution'))
 # Some without an official state dict.
 _MODELS = {
-  'resnet26_attention': dict(stage_sizes=(1,)),
+  'resnet26_acmix': dict(stage_sizes=(1, 1, 1), block_operators=_ALONE),
   'san10_acmix': dict(stem_size=1),
-  'pvt_tiny_acmix': dict(image_size=96),
+  'pvt_tiny_acmix': dict(image_size=96, block_operators=_ALONE),
   'mask_rcnn': dict(backbone='resnet26', neck_features=16),
 }
 
