@@ -29,10 +29,9 @@ import jax
 import ml_collections
 
 from acmix_jax import weights
-from acmix_jax.tools import config_file, cost
-from acmix_jax.train import build, evaluate, recorded_config
+from acmix_jax.tools import config_file, cost, trained
+from acmix_jax.train import build, evaluate
 from acmix_jax.train import mesh as mesh_lib
-from acmix_jax.weights import files
 
 # Predictions of either network that are timed, in turns.
 _TIMES = 20
@@ -171,21 +170,17 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _read(paths: Sequence[str], overrides: Sequence[str]) -> tuple:
-  """(config, path of the weights) of the positional arguments."""
-  *given, run = paths
+def _config(given: Sequence[str], overrides: Sequence[str], path: pathlib.Path):
+  """The config of the weights at a path, as what a `with` takes."""
   if len(given) > 1:
-    raise ValueError(f'{" ".join(paths)}: give at most a config and a run.')
-  path = weights.find(run)
+    raise ValueError(f'{" ".join(given)}: give at most a config and a run.')
   if given:
-    return config_file.load(given[0], overrides), path
+    return contextlib.nullcontext(config_file.load(given[0], overrides))
   if overrides:
     raise ValueError(
       f'{" ".join(overrides)}: fields can be set of a CONFIG alone.'
     )
-  if path.parent.name != files.CHECKPOINTS:
-    raise ValueError(f'{path} has no recorded config; give its CONFIG.')
-  return recorded_config.load(path.parents[1]), path
+  return trained.recorded(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,11 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if args.out and args.out.suffix != '.safetensors':
       raise ValueError(f'--out={args.out} must end in .safetensors.')
-    config, path = _read(args.paths, overrides)
-    stored = weights.load_weights(path, average=config.load_average)
-    found = collapse(
-      Network(config, stored), threshold=args.threshold, layers=args.layers
-    )
+    *given, run = args.paths
+    path = weights.find(run)
+    with _config(given, overrides, path) as config:
+      stored = weights.load_weights(path, average=config.load_average)
+      found = collapse(
+        Network(config, stored), threshold=args.threshold, layers=args.layers
+      )
     print(found)
     if args.out:
       description = weights.load_description(path)

@@ -1,7 +1,9 @@
 """What a training left, for the tools that use it."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +63,16 @@ def load(
   return Trained(path, task, variables, tuple(names))
 
 
-def _recorded_task(path, fields):
+@contextlib.contextmanager
+def recorded(path: pathlib.Path) -> Iterator[ml_collections.ConfigDict]:
+  """The config that a training recorded, for what a `with` does with it.
+
+  Args:
+    path: checkpoint of the training.
+
+  Raises:
+    ValueError: there is no such config, or it lacks a field that is needed.
+  """
   if path.parent.name != files.CHECKPOINTS:
     raise ValueError(
       f'{path} belongs to no workdir, whose config would be used; give the '
@@ -75,8 +86,7 @@ def _recorded_task(path, fields):
       f'{workdir} has no config.json; give the config.'
     ) from error
   try:
-    config.model.update(fields)
-    return tasks.make_task(config)
+    yield config
   except lookup.UnknownName:
     raise
   except (AttributeError, KeyError) as error:
@@ -85,3 +95,9 @@ def _recorded_task(path, fields):
       f'The config.json of {workdir} lacks a field that is needed now: {error}.'
       ' Give the config.'
     ) from error
+
+
+def _recorded_task(path, fields):
+  with recorded(path) as config:
+    config.model.update(fields)
+    return tasks.make_task(config)

@@ -1,6 +1,8 @@
 """What the tool drops of a trained network, and what it says of that."""
 
+import json
 import re
+import shutil
 
 import pytest
 
@@ -74,7 +76,7 @@ def test_a_path_is_dropped_and_the_smaller_network_written(
     (['RUN', '--layers=stage1_0'], "Path '' is unknown"),
     (['RUN', '--threshold=0.1', '--config.seed=1'], 'of a CONFIG alone'),
     (['NONE', '--threshold=0.1'], 'is no .safetensors file'),
-    (['FILE', '--threshold=0.1'], 'has no recorded config'),
+    (['FILE', '--threshold=0.1'], 'belongs to no workdir'),
     (['CONFIG', 'FILE', '--threshold=0.1'], 'Hardly any weights fit'),
   ],
 )
@@ -87,3 +89,13 @@ def test_what_cannot_be_done_is_said(
   paths = {'RUN': workdir, 'FILE': file, 'CONFIG': config}
   assert collapse.main([str(paths.get(x, x)) for x in arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_a_recorded_config_without_a_needed_field(workdir, tmp_path, capsys):
+  old = shutil.copytree(workdir, tmp_path / 'old')
+  path = old / 'config.json'
+  config = json.loads(path.read_text())
+  del config['eval']
+  path.write_text(json.dumps(config))
+  assert collapse.main([str(old), '--threshold=0.1']) == 2
+  assert f'The config.json of {old} lacks a field' in capsys.readouterr().err
