@@ -53,13 +53,18 @@ def load(
     _recorded_task(path, fields) if config is None else tasks.make_task(config)
   )
   config = task.config
+  count = config.model.num_classes
+  names = weights.load_description(path).get('class_names')
+  names = names or [f'class {i}' for i in range(count)]
+  if len(names) != count:
+    raise ValueError(
+      f'{path} was trained on {len(names)} classes, and model.num_classes='
+      f'{count}; set model.num_classes={len(names)}.'
+    )
   variables = weights.assign(
     jax.eval_shape(task.init, jax.random.key(0)),
     weights.load_weights(path, average=config.load_average),
   )
-  names = weights.load_description(path).get('class_names')
-  if not names:
-    names = [f'class {i}' for i in range(config.model.num_classes)]
   return Trained(path, task, variables, tuple(names))
 
 

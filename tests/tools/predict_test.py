@@ -101,6 +101,15 @@ def test_recorded_config_and_names_of_the_workdir_suffice(workdir, images):
   assert list(prediction.files()) == ['.png']
 
 
+def test_another_number_of_classes_is_told_with_the_field(workdir):
+  config = tiny_run.config()
+  config.model.num_classes = 7
+  with pytest.raises(
+    ValueError, match='on 10 classes.*set model.num_classes=10'
+  ):
+    predict.Predictor(workdir, config)
+
+
 def test_images_of_all_sizes_share_a_compilation(workdir, caplog):
   caplog.set_level('INFO')
   predictor = predict.Predictor(workdir)
