@@ -86,6 +86,24 @@ def test_convolutions_in_a_loop_are_counted_without_padding(strides, groups):
   )
 
 
+def test_one_turn_of_an_open_loop_is_told():
+  def products(count, x):
+    def inner(_, x):
+      return jax.lax.fori_loop(0, count, lambda _, x: x @ x, x)
+
+    x = jax.lax.fori_loop(0, 3, inner, x)
+    return jax.lax.fori_loop(0, count, lambda _, x: (x @ x) @ x, x)
+
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  compiled = jax.jit(products).lower(count, x).compile()
+  program = hlo.Program(compiled.as_text())
+  assert sorted(program.loops, key=str) == [3, None, None]
+  found = program.open_loops()
+  assert sorted(x.flops for x in found) == [2 * 8**3, 4 * 8**3]
+  assert all(x.bytes >= 2 * 8 * 8 * 4 and x.kind == 'while' for x in found)
+
+
 def test_exchanges_of_a_compiled_update_are_found():
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'model': 1}))
   split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
@@ -173,7 +191,7 @@ def test_the_report_names_the_canvas():
     flops=0,
     moved_bytes=0,
     recomputed=0,
-    dynamic_loops=3,
+    loops=[hlo.Operation('nms', 'while', 1, 0, 0)] * 3,
     collectives={},
     compile_seconds=1.0,
     advice=[],
@@ -199,7 +217,7 @@ def test_the_report_says_what_share_of_its_bound_was_reached():
     flops=0,
     moved_bytes=round(chip.bandwidth),
     recomputed=0,
-    dynamic_loops=0,
+    loops=[],
     collectives={},
     compile_seconds=1.0,
     advice=[],

@@ -114,9 +114,7 @@ Computation = dict[str, Instruction]
 class Program:
   """A compiled program for one device.
 
-  Attributes:
-    loops: Number of turns of each loop, in the order of the text; None where
-      the data decide, which counts as one.
+  A loop whose length the data decide counts as one turn.
   """
 
   def __init__(self, text: str):
@@ -133,18 +131,41 @@ class Program:
         computation[name] = Instruction(
           opcode, _arrays(results), _NAME.findall(_operands(rest)), rest
         )
-    self.loops = []
     # The parts of a fusion run without main memory.
     self._run = list(self._walk(entry, 1, fused=False))
+
+  @property
+  def loops(self) -> list[int | None]:
+    """Turns of each loop, inner ones behind theirs; None where data decide."""
+    return [self._turns(loop) for loop in self._while()]
+
+  def open_loops(self) -> list[Operation]:
+    """One turn of each loop whose length the data decide.
+
+    Such a loop within another is in a turn of that one, with one turn.
+    """
+    found = []
+    for loop in self._while():
+      if self._turns(loop) is None:
+        turn = list(self._walk(self._body(loop), 1, fused=False))
+        flops = sum(times * _flops(where, x) for where, x, times, _ in turn)
+        found.append(Operation(*_source(loop), 1, self._moved(turn), flops))
+    return found
+
+  def _while(self):
+    return [x for _, x, _, _ in self._run if x.opcode == 'while']
 
   def moved_bytes(self) -> int:
     """Bytes read from and written to the main memory.
 
     Kernels count as they estimate themselves.
     """
+    return self._moved(self._run)
+
+  def _moved(self, run):
     return sum(
       times * self._bytes(computation, instruction)
-      for computation, instruction, times, fused in self._run
+      for computation, instruction, times, fused in run
       if not fused
     )
 
@@ -212,15 +233,16 @@ class Program:
     for instruction in computation.values():
       yield computation, instruction, times, fused
       if instruction.opcode == 'while':
-        turns = self._turns(instruction)
-        self.loops.append(turns)
-        body = re.search(r'body=%?([\w.-]+)', instruction.text)[1]
-        yield from self._walk(body, times * (turns or 1), fused)
+        turns = self._turns(instruction) or 1
+        yield from self._walk(self._body(instruction), times * turns, fused)
         continue
       inside = fused or instruction.opcode not in ('call', 'conditional')
       for called in _CALLED.findall(instruction.text):
         for inner in re.findall(r'[\w.-]+', called):
           yield from self._walk(inner, times, inside)
+
+  def _body(self, loop: Instruction) -> str:
+    return re.search(r'body=%?([\w.-]+)', loop.text)[1]
 
   def _turns(self, loop: Instruction) -> int | None:
     """Turns of a loop that counts from 0 to a constant, else None."""

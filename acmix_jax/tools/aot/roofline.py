@@ -101,8 +101,8 @@ class Report:
     flops: Flops of products and kernels.
     moved_bytes: Bytes moved to and from the main memory.
     recomputed: Number of results that the compiler makes twice to save memory.
-    dynamic_loops: Number of loops whose length the data decide: they count as
-      one turn.
+    loops: One turn of each loop whose length the data decide; it counts as one
+      turn.
     collectives: Exchanges with other devices, by kind.
     compile_seconds: Time of tracing and compiling on this machine.
     advice: Fields to change if the update does not fit.
@@ -121,7 +121,7 @@ class Report:
   flops: float
   moved_bytes: int
   recomputed: int
-  dynamic_loops: int
+  loops: list[hlo.Operation]
   collectives: dict[str, hlo.Collective]
   compile_seconds: float
   advice: list[str]
@@ -136,16 +136,15 @@ class Report:
     }
 
 
-def costliest(report: Report) -> list[hlo.Operation]:
+def costliest(
+  operations: list[hlo.Operation], chip: Chip
+) -> list[hlo.Operation]:
   """The operations that bound the time most, the costliest first."""
 
   def seconds(operation):
-    return max(
-      operation.flops / report.chip.flops,
-      operation.bytes / report.chip.bandwidth,
-    )
+    return max(operation.flops / chip.flops, operation.bytes / chip.bandwidth)
 
-  return sorted(report.operations, key=seconds, reverse=True)[:_COSTLIEST]
+  return sorted(operations, key=seconds, reverse=True)[:_COSTLIEST]
 
 
 def as_json(report: Report) -> dict:
@@ -155,7 +154,13 @@ def as_json(report: Report) -> dict:
     'collectives': {
       kind: found._asdict() for kind, found in report.collectives.items()
     },
-    'operations': [x._asdict() for x in costliest(report)],
+    **{
+      name: [x._asdict() for x in costliest(operations, report.chip)]
+      for name, operations in (
+        ('operations', report.operations),
+        ('loops', report.loops),
+      )
+    },
     'bounds': report.bounds,
   }
 
@@ -182,22 +187,28 @@ def as_text(report: Report) -> str:
       f'tight        the compiler makes {report.recomputed} results twice to '
       'make it fit'
     )
-  if report.dynamic_loops:
+  if report.loops:
     lines.append(
-      f'loops        {report.dynamic_loops} whose length the data decide count '
-      'as one turn'
+      f'loops        {len(report.loops)} whose length the data decide count as '
+      'one turn'
     )
   if report.operations:
-    lines.append('  memory ms  products ms  times  operation')
-  lines += [
-    f'  {operation.bytes / chip.bandwidth * 1e3:9.3f}'
-    f'  {operation.flops / chip.flops * 1e3:11.3f}  {operation.count:5d}'
-    f'  {operation.module or "(added by the compiler)"} ({operation.kind})'
-    for operation in costliest(report)
-  ]
+    lines += _table('operation', report.operations, chip)
+    lines += _table('one turn of a loop', report.loops, chip)
   if report.advice:
     lines += ['Change one or more of', *(f'  {line}' for line in report.advice)]
   return '\n'.join(lines)
+
+
+def _table(title, operations, chip):
+  """The costliest operations, below a head if there are any."""
+  lines = [
+    f'  {operation.bytes / chip.bandwidth * 1e3:9.3f}'
+    f'  {operation.flops / chip.flops * 1e3:11.3f}  {operation.count:5d}'
+    f'  {operation.module or "(added by the compiler)"} ({operation.kind})'
+    for operation in costliest(operations, chip)
+  ]
+  return lines and [f'  memory ms  products ms  times  {title}', *lines]
 
 
 def _lines_of_program(report: Report) -> list[str]:
