@@ -343,18 +343,23 @@ def _tile_weights(bins, segment, first, tile, size):
 def _windows(x, image, row, column):
   """Tiles [n, side, side, c] of the maps x [b, h, w, c]."""
   _, h, w, c = x.shape
+  sizes = 1, min(_TILE, h), min(_TILE, w), c
   numbers = lax.GatherDimensionNumbers(
     offset_dims=(1, 2, 3),
     collapsed_slice_dims=(0,),
     start_index_map=(0, 1, 2),
   )
-  return lax.gather(
-    x,
-    jnp.stack([image, row, column], axis=-1),
-    numbers,
-    slice_sizes=(1, min(_TILE, h), min(_TILE, w), c),
-    mode='promise_in_bounds',
-  )
+
+  def gather(x, places):
+    return lax.gather(x, places, numbers, sizes, mode='promise_in_bounds')
+
+  def one_by_one(x, places):
+    return lax.map(lambda p: lax.dynamic_slice(x, (*p, 0), sizes)[0], places)
+
+  # The compiler for TPU would copy a map that is larger than on-chip memory
+  # before each gather.
+  places = jnp.stack([image, row, column], axis=-1)
+  return lax.platform_dependent(x, places, tpu=one_by_one, default=gather)
 
 
 def _add_windows(x, tiles, image, row, column):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import sharding
+from jax import lax, sharding
 
 from acmix_jax.ops import roi_align
 from tests.ops.detection import fixtures
@@ -63,6 +63,24 @@ def test_means_and_gradient_are_those_of_mmdetection(size):
   expected = channels_last(case['grad_feature'])
   np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5)
   assert not np.any(to_boxes)
+
+
+def test_tiles_are_the_same_one_by_one(monkeypatch):
+  """The form for TPU, which no machine for tests has."""
+  case = fixtures.group('7', UNIT)
+  _, boxes, _ = by_image(UNIT['rois'], 2, channels_last(case['cotangent']))
+  features = [channels_last(UNIT['feature'])]
+  wanted = align(features, boxes, (4,), 7)
+  taken = []
+
+  def on_tpu(*arrays, tpu, default):
+    taken.append(default)
+    return tpu(*arrays)
+
+  monkeypatch.setattr(lax, 'platform_dependent', on_tpu)
+  found = jax.jit(lambda x: roi_align.roi_align(x, boxes, (4,), 7))(features)
+  assert taken
+  np.testing.assert_array_equal(found, wanted)
 
 
 def test_levels_are_those_of_mmdetection():
