@@ -1,10 +1,12 @@
 """Work of torchvision, the peer of our detectors, for `torch_peers`.
 
 Its RetinaNet and Mask R-CNN have the heads, anchors, samples and frozen layers
-of ours. They differ in that RoIAlign takes four samples a bin and that 2,000
-proposals are kept, not 1,000. Masks are computed for the regions on objects
-alone, which are few before anything is learnt: proposals around the objects are
-added, so that they are a quarter of all regions, as many as ours always has.
+of ours, and as ours norms that learn scale and bias, over running statistics:
+torchvision alone would freeze these, too. They differ in that RoIAlign takes
+four samples a bin and that 2,000 proposals are kept, not 1,000. Masks are
+computed for the regions on objects alone, which are few before anything is
+learnt: proposals around the objects are added, so that they are a quarter of
+all regions, as many as ours always has.
 """
 
 from collections.abc import Callable
@@ -103,18 +105,29 @@ def _around(boxes: torch.Tensor) -> torch.Tensor:
   return boxes + 0.03 * sides * torch.randn_like(boxes)
 
 
-def _mask_rcnn(o, **sizes) -> nn.Module:
-  backbone = backbone_utils.resnet_fpn_backbone(
-    backbone_name='resnet50', weights=None, trainable_layers=3
+class _BatchNorm(nn.BatchNorm2d):
+  """Batch norm whose statistics stay as they are, as mmdetection trains it."""
+
+  def train(self, mode: bool = True) -> nn.Module:
+    return super().train(False)
+
+
+def _backbone(**fields) -> nn.Module:
+  return backbone_utils.resnet_fpn_backbone(
+    backbone_name='resnet50',
+    weights=None,
+    norm_layer=_BatchNorm,
+    trainable_layers=3,
+    **fields,
   )
-  return detection.MaskRCNN(backbone, o.num_classes + 1, **sizes)
+
+
+def _mask_rcnn(o, **sizes) -> nn.Module:
+  return detection.MaskRCNN(_backbone(), o.num_classes + 1, **sizes)
 
 
 def _retinanet(o, **sizes) -> nn.Module:
-  backbone = backbone_utils.resnet_fpn_backbone(
-    backbone_name='resnet50',
-    weights=None,
-    trainable_layers=3,
+  backbone = _backbone(
     returned_layers=[2, 3, 4],
     extra_blocks=feature_pyramid_network.LastLevelP6P7(2048, 256),
   )
