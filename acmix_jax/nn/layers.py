@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from acmix_jax.nn import checks
-from acmix_jax.ops import resized_convolution, xla_cpu
+from acmix_jax.ops import dense, resized_convolution, xla_cpu
 
 # Rewrites for XLA on CPU of what models use beside layers.
 max_pool = xla_cpu.max_pool
@@ -60,17 +60,15 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b f']:
     """Applies the layer to each position."""
-    dense = nn.Dense(
-      self.features,
-      use_bias=self.use_bias,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init or torch_bias(x.shape[-1]),
-      dot_general=xla_cpu.dense,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-    )
-    nn.share_scope(self, dense)
-    return dense(x)
+    channels = x.shape[-1]
+    shape = channels, self.features
+    kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
+    bias = None
+    if self.use_bias:
+      init = self.bias_init or torch_bias(channels)
+      bias = self.param('bias', init, (self.features,), self.param_dtype)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    return dense.dense(x, kernel, bias)
 
 
 class Conv(nn.Module):

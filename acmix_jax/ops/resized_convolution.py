@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from acmix_jax.ops import cost_marks, resize, windows, xla_cpu
+from acmix_jax.ops import cost_marks, dense, resize, windows, xla_cpu
 
 
 def resized_convolution(
@@ -48,7 +48,7 @@ def _of_resized(x, kernel, size):
   counted = cost_marks.counted_as(math.prod(size), height * width)
   with jax.named_scope(counted):
     products = [
-      xla_cpu.dense(x, jnp.concatenate(part, axis=-1), (((3,), (0,)), ((), ())))
+      dense.dense(x, jnp.concatenate(part, axis=-1))
       for part in jnp.moveaxis(kernel, 1, 0)
     ]
   # The pixels of the kernel follow each other along the axis that is resized.

@@ -7,14 +7,13 @@ with jax 0.10.2 on two cores.
 import functools
 import itertools
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import windows
+from acmix_jax.ops import dense, windows
 
 # Most features of a convolution at a time on CPU, and about as many values of
 # its input and output together.
@@ -47,7 +46,7 @@ def convolution(
   )
 
   def multiply(x, kernel):
-    return _multiply(x[:, ::strides, ::strides], kernel[0, 0])
+    return dense.dense(x[:, ::strides, ::strides], kernel[0, 0])
 
   def in_parts(x, kernel):
     ends = [*range(_FEATURES, kernel.shape[3], _FEATURES)]
@@ -82,36 +81,6 @@ def _parts(shape, features, strides):
     for n in range(1, images + 1)
     if images % n == 0 and (values <= n * _VALUES or n == images)
   )
-
-
-def dense(
-  x: Float[Array, '*b c'],
-  kernel: Float[Array, 'c f'],
-  dimension_numbers: Any,
-  **options: Any,
-) -> Float[Array, '*b f']:
-  """`lax.dot_general` over the channels, as `nn.Dense` calls it.
-
-  On CPU x is a matrix: for the gradient of the kernel, a sum over several axes,
-  XLA would transpose x together with all that computes it, pixel by pixel.
-  With `convolution` and `max_pool` an update of resnet26 went from 1,150 to
-  700 ms, one of swin_tiny_acmix from 1,950 to 1,710 (4 images at 224 px).
-  """
-  multiply = functools.partial(
-    lax.dot_general, dimension_numbers=dimension_numbers, **options
-  )
-  if x.ndim < 3:
-    return multiply(x, kernel)
-  return lax.platform_dependent(
-    x, kernel, cpu=functools.partial(_multiply, **options), default=multiply
-  )
-
-
-def _multiply(x, kernel, **options):
-  """Product of x [..., c] and the kernel [c, n] as matrices."""
-  rows = x.reshape(-1, x.shape[-1])
-  y = lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
-  return y.reshape(*x.shape[:-1], -1)
 
 
 def max_pool(

@@ -92,19 +92,6 @@ def test_an_axis_is_multiplied_as_by_einsum(axis):
   )
 
 
-@pytest.mark.parametrize('shape', [(6,), (3, 6), (2, 5, 6), (2, 3, 4, 6)])
-def test_dense_is_the_product_of_flax(shape):
-  dimensions = ((len(shape) - 1,), (0,)), ((), ())
-
-  def ours(x, kernel):
-    return xla_cpu.dense(x, kernel, dimensions, precision=None)
-
-  def reference(x, kernel):
-    return lax.dot_general(x, kernel, dimensions)
-
-  check_equal(ours, reference, random(0, *shape), random(1, 6, 4))
-
-
 @pytest.mark.parametrize('size, padding', [(2, 0), (3, 1)])
 @pytest.mark.parametrize('h, w', [(8, 6), (7, 9)])
 def test_max_pool_is_that_of_flax(size, padding, h, w):

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from acmix_jax.nn import layers
-from acmix_jax.ops import xla_cpu
+from acmix_jax.ops import dense
 
 _XAVIER = nn.initializers.xavier_uniform()
 
@@ -201,8 +201,7 @@ class Upsample(nn.Module):
     )
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     kernel = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-    y = xla_cpu.dense(x, kernel, (((3,), (0,)), ((), ())))
-    y += jnp.tile(bias, 4)[None, None, None]
+    y = dense.dense(x, kernel, jnp.tile(bias, 4))
     return y.reshape(*x.shape[:3], 2, 2, -1)
 
 
