@@ -213,16 +213,20 @@ def _means(problem, features, boxes):
   out = sharding.vary_alike(jnp.zeros(shape, jnp.float32), features, boxes)[0]
   for level, x in enumerate(features):
 
-    def add(out, chunk, place, by_row, by_column, x=x):
+    def add(means, place, by_row, by_column, x=x):
       tiles = _windows(x, *place).astype(jnp.float32)
       n, h, w, c = tiles.shape
       by_rows = jnp.matmul(
         by_row, tiles.reshape(n, h, w * c), precision='highest'
       ).reshape(n, bins, 1, w, c)
-      means = jnp.sum(by_rows * by_column[:, None, :, :, None], axis=3)
-      return out.at[chunk].add(means)
+      return means + jnp.sum(by_rows * by_column[:, None, :, :, None], axis=3)
 
-    out = _visit(problem, plan, level, add, out)
+    def add_means(out, chunk, over_tiles, add=add):
+      # Not into `out` tile by tile, which may be too large for the chip.
+      means = sharding.vary_alike(jnp.zeros(shape[1:], jnp.float32), out)[0]
+      return out.at[chunk].add(over_tiles(add, means))
+
+    out = _visit(problem, plan, level, add_means, out)
   out = out.reshape(-1, *shape[2:])
   places = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
   b, r, _ = boxes.shape
@@ -241,9 +245,8 @@ def _spread(problem, to_out, boxes):
   results = []
   for level, like in enumerate(problem.maps):
 
-    def add(to_x, chunk, place, by_row, by_column):
+    def add(to_x, place, by_row, by_column, means):
       tile = by_row.shape[-1], by_column.shape[-1]
-      means = to_out[chunk]
       by_rows = jnp.sum(
         means[:, :, :, None] * by_column[:, None, :, :, None], axis=2
       )
@@ -253,9 +256,12 @@ def _spread(problem, to_out, boxes):
       )
       return _add_windows(to_x, tiles.reshape(n, *tile, channels), *place)
 
+    def add_tiles(to_x, chunk, over_tiles, add=add):
+      return over_tiles(functools.partial(add, means=to_out[chunk]), to_x)
+
     zeros = jnp.zeros((b, *like.shape[1:]), jnp.float32)
     zeros = sharding.vary_alike(zeros, to_out, boxes)[0]
-    to_x = _visit(problem, plan, level, add, zeros)
+    to_x = _visit(problem, plan, level, add_tiles, zeros)
     results.append(to_x.astype(like.dtype))
   return tuple(results)
 
@@ -297,14 +303,15 @@ def _visit(
   problem: _Problem,
   plan: _Plan,
   level: int,
-  add: Callable[..., Any],
+  step: Callable[..., Any],
   carry: Any,
 ) -> Any:
-  """Calls carry = add(carry, chunk, place, by_row, by_column) for all tiles.
+  """Calls carry = step(carry, chunk, over_tiles) for the chunks of a level.
 
-  Of each box of the chunk, place is image, row and column of a tile, and the
-  weights are [boxes, bins, pixels]: 0 for boxes that have no tile left, or
-  none on the level.
+  There over_tiles(add, start) calls sum = add(sum, place, by_row, by_column)
+  for the tiles. Of each box of the chunk, place is image, row and column of a
+  tile, and the weights are [boxes, bins, pixels]: 0 for boxes that have no tile
+  left, or none on the level.
   """
   _, h, w, _ = problem.maps[level].shape
   weigh = functools.partial(_tile_weights, problem.output_size)
@@ -314,14 +321,16 @@ def _visit(
     tiles = jnp.where(here.level == level, here.tiles, 0)
     wide = jnp.maximum(here.tiles_wide, 1)
 
-    def visit_tile(tile, carry):
-      row, by_row = weigh(here.rows, here.top, tile // wide, h)
-      column, by_column = weigh(here.columns, here.left, tile % wide, w)
-      by_row = jnp.where((tile < tiles)[:, None, None], by_row, 0)
-      place = here.image, row, column
-      return add(carry, chunk, place, by_row, by_column)
+    def over_tiles(add, start):
+      def visit_tile(tile, sums):
+        row, by_row = weigh(here.rows, here.top, tile // wide, h)
+        column, by_column = weigh(here.columns, here.left, tile % wide, w)
+        by_row = jnp.where((tile < tiles)[:, None, None], by_row, 0)
+        return add(sums, (here.image, row, column), by_row, by_column)
 
-    return lax.fori_loop(0, jnp.max(tiles), visit_tile, carry)
+      return lax.fori_loop(0, jnp.max(tiles), visit_tile, start)
+
+    return step(carry, chunk, over_tiles)
 
   start = jnp.sum(plan.level < level) // _TOGETHER
   stop = -(-jnp.sum(plan.level <= level) // _TOGETHER)
