@@ -14,7 +14,8 @@ The bound is the greater of two times: that of the products at the peak of
 bfloat16, and that of the bytes at the bandwidth of the memory. Neither the
 links between chips nor latencies are modelled: a real update takes longer.
 What to expect is the share of its bound that a published training reached. A
-loop whose length the data decide, as in NMS and RoIAlign, counts as one turn.
+loop whose length the data decide, as in NMS and RoIAlign, counts as one turn;
+--by_operation says what a turn of each moves and multiplies.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--by_operation',
     action='store_true',
-    help='add the costliest operations and the modules they come from',
+    help='add the costliest operations, the modules they come from, and what '
+    'a turn of a loop costs',
   )
   args, overrides = parser.parse_known_args(argv)
   try:
