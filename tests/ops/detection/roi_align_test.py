@@ -65,22 +65,37 @@ def test_means_and_gradient_are_those_of_mmdetection(size):
   assert not np.any(to_boxes)
 
 
-def test_tiles_are_the_same_one_by_one(monkeypatch):
-  """The form for TPU, which no machine for tests has."""
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_other_platforms_compute_the_same(monkeypatch, platform):
+  """By forms of their own: other slices of the maps, more boxes at a time."""
   case = fixtures.group('7', UNIT)
-  _, boxes, _ = by_image(UNIT['rois'], 2, channels_last(case['cotangent']))
+  _, boxes, to_out = by_image(UNIT['rois'], 2, channels_last(case['cotangent']))
   features = [channels_last(UNIT['feature'])]
-  wanted = align(features, boxes, (4,), 7)
+  out, [gradient], _ = align_and_pull(features, boxes, to_out, (4,), 7)
   taken = []
 
-  def on_tpu(*arrays, tpu, default):
-    taken.append(default)
-    return tpu(*arrays)
+  def take(*arrays, default, **forms):
+    taken.extend(forms)
+    return forms.get(platform, default)(*arrays)
 
-  monkeypatch.setattr(lax, 'platform_dependent', on_tpu)
-  found = jax.jit(lambda x: roi_align.roi_align(x, boxes, (4,), 7))(features)
-  assert taken
-  np.testing.assert_array_equal(found, wanted)
+  monkeypatch.setattr(lax, 'platform_dependent', take)
+
+  @jax.jit
+  def compute(x):
+    align = functools.partial(
+      roi_align.roi_align,
+      boxes=boxes,
+      strides=(4,),
+      output_size=7,
+      finest_side=8.0,
+    )
+    found, pullback = jax.vjp(align, x)
+    return found, *pullback(to_out)
+
+  found, [found_gradient] = compute(features)
+  assert platform in taken
+  np.testing.assert_allclose(found, out, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(found_gradient, gradient, rtol=0, atol=1e-6)
 
 
 def test_levels_are_those_of_mmdetection():
