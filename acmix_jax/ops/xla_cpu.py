@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import dense, windows
+from acmix_jax.ops import dense, windows, winograd
 
 # Most features of a convolution at a time on CPU, and about as many values of
 # its input and output together.
@@ -31,6 +31,8 @@ def convolution(
   as long. Larger kernels are applied to a few images and 256 features at a
   time, beyond which that gradient leaves the cache: those of 512 features for
   64x64x2048 and 64x64x512 took 60 % of the time, of 256 maps of 14x14x256 half.
+  Where `winograd.pays`, a 3x3 kernel has 4/9 of the products: an update of
+  retinanet:resnet50 went from 2,290 to 2,050 ms (2 images of 320x416 px).
 
   Args:
     x: Map.
@@ -61,6 +63,8 @@ def convolution(
 
   if kernel.shape[:2] == (1, 1):
     on_cpu = multiply
+  elif strides == 1 and winograd.pays(x, kernel):
+    on_cpu = functools.partial(winograd.convolution, in_parts)
   elif count > 1 or kernel.shape[3] > _FEATURES:
     on_cpu = in_parts
   else:
