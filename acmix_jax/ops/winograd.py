@@ -47,45 +47,42 @@ def pays(x: Float[Array, 'b h w c'], kernel: Float[Array, '...']) -> bool:
 
 
 def _parts(shape, kernel):
-  """Parts of the rows of tiles of all images."""
+  """Parts of the rows of tiles, each of all images."""
   images, height, width, _ = shape
-  rows, columns = images * -(-height // 2), -(-width // 2)
-  values = 16 * rows * columns * sum(kernel.shape[2:])
+  rows, columns = -(-height // 2), -(-width // 2)
+  values = 16 * images * rows * columns * sum(kernel.shape[2:])
   return min(max(1, round(values / _VALUES)), rows)
 
 
 def _convolve(x, kernel):
-  b, height, width, _ = x.shape
+  _, height, width, _ = x.shape
   rows, columns = -(-height // 2), -(-width // 2)
   count = _parts(x.shape, kernel)
   x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
   kernel = _stack(_transform(_KERNEL, [list(line) for line in kernel]))
-  # Rows i, i + 2, ... of all images: those of the pixels i of the tiles.
-  lines = [
-    x[:, i : i + 2 * rows - 1 : 2].reshape(b * rows, *x.shape[2:])
-    for i in range(4)
-  ]
-  ends = [round(i * b * rows / count) for i in range(count + 1)]
+  # Rows i, i + 2, ...: those of the pixels i of the tiles.
+  lines = [x[:, i : i + 2 * rows - 1 : 2] for i in range(4)]
+  # Devices that share the images have as much of each part.
+  ends = [round(i * rows / count) for i in range(count + 1)]
   parts = [
-    _convolve_tiles([line[start:stop] for line in lines], kernel, columns)
+    _convolve_tiles([line[:, start:stop] for line in lines], kernel, columns)
     for start, stop in itertools.pairwise(ends)
   ]
-  out = jnp.concatenate(parts).reshape(b, 2 * rows, 2 * columns, -1)
-  return out[:, :height, :width]
+  return jnp.concatenate(parts, axis=1)[:, :height, :width]
 
 
 def _convolve_tiles(lines, kernel, columns):
-  """Rows of the output [2 * rows, 2 * columns, f] of rows of tiles."""
-  rows, _, c = lines[0].shape
+  """The output [b, 2 * rows, 2 * columns, f] of rows of tiles."""
+  b, rows, _, c = lines[0].shape
   tiles = [
-    [line[:, j : j + 2 * columns - 1 : 2].reshape(-1, c) for j in range(4)]
+    [line[:, :, j : j + 2 * columns - 1 : 2].reshape(-1, c) for j in range(4)]
     for line in lines
   ]
   products = jnp.matmul(_stack(_transform(_INPUT, tiles)), kernel)
-  products = products.reshape(4, 4, rows, columns, -1)
+  products = products.reshape(4, 4, b, rows, columns, -1)
   out = _transform(_OUTPUT, [list(line) for line in products])
-  out = jnp.stack([jnp.stack(line, axis=2) for line in out], axis=1)
-  return out.reshape(2 * rows, 2 * columns, -1)
+  out = jnp.stack([jnp.stack(line, axis=3) for line in out], axis=2)
+  return out.reshape(b, 2 * rows, 2 * columns, -1)
 
 
 def _transform(matrix, grid):
