@@ -50,7 +50,9 @@ NAMES = [
   'resnet26',
   'resnet26_attention',
   'resnet26_acmix',
-  'san10',
+  pytest.param(
+    'san10', marks=pytest.mark.slow
+  ),  # As with ACmix, less one path.
   'san10_acmix',
   'pvt_tiny',
   'pvt_tiny_acmix',
@@ -89,7 +91,7 @@ def test_logits_equal_the_official_model(name):
   ('name', 'size', 'widths', 'sizes'),
   [
     (
-      'resnet50_acmix',
+      'resnet26_acmix',
       (132, 163),
       (256, 512, 1024, 2048),
       [(33, 41), (17, 21), (9, 11), (5, 6)],

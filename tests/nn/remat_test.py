@@ -160,7 +160,14 @@ class Checkpointed(attention.Attention):
     return self.inner.convolution_maps(projections)
 
 
-@pytest.mark.parametrize('name', ATTENTIONS)
+# The others are of one map as 'local', or of tokens as 'window'.
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(x, marks=[pytest.mark.slow] * (x not in ('local', 'window')))
+    for x in ATTENTIONS
+  ],
+)
 def test_projections_pass_checkpoints(name):
   inner, context = ATTENTIONS[name]
   shape = (2, 24, 8) if name == 'reduction' else (2, 4, 6, 8)

@@ -200,7 +200,9 @@ def test_two_processes_leave_an_evaluation_together(tmp_path):
   assert progress['interrupted']
 
 
-@pytest.mark.parametrize('fails', ['0', '1'])
+@pytest.mark.parametrize(
+  'fails', ['0', pytest.param('1', marks=pytest.mark.slow)]
+)
 def test_what_one_process_cannot_read_ends_both_with_its_message(
   tmp_path, fails
 ):
@@ -249,7 +251,9 @@ def test_a_loss_that_is_not_finite_names_the_images_of_both(tmp_path):
   assert all(name.startswith('  ') for name in named[0])
 
 
-@pytest.mark.parametrize('stalls', ['0', '1'])
+@pytest.mark.parametrize(
+  'stalls', [pytest.param('0', marks=pytest.mark.slow), '1']
+)
 def test_an_input_that_stalls_on_one_process_is_said_and_ended_on_both(
   tmp_path, stalls
 ):
