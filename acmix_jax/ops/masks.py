@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from acmix_jax.ops import bin_weights
 from acmix_jax.ops import boxes as box_ops
-from acmix_jax.ops import roi_align
 
 
 def mask_targets(
@@ -63,10 +63,10 @@ def _image_targets(bitmaps, regions, boxes, index, size, output_size):
 
 
 def _weights(start, stop, low, high, pixels, size, bins):
-  """`roi_align.bin_weights` of the pixels between low and high."""
+  """`bin_weights.bin_weights` of the pixels between low and high."""
   scale = jnp.where(high > low, pixels / (high - low), 0)
   # Ends of the segment and of the image, where pixel i is at i.
   start, stop = ((x - low) * scale - 0.5 for x in (start, stop))
   first, last = -low * scale, (size - low) * scale - 1
   places = jnp.arange(pixels)[None]
-  return roi_align.bin_weights(start, stop, bins, places, first, last)
+  return bin_weights.bin_weights(start, stop, bins, places, first, last)

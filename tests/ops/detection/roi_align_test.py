@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax, sharding
 
-from acmix_jax.ops import roi_align
+from acmix_jax.ops import bin_weights, roi_align
 from tests.ops.detection import fixtures
 
 UNIT = fixtures.group('roi_align')
@@ -166,7 +166,7 @@ def test_weights_of_whole_lines_add_up_to_one():
     jnp.asarray([-0.5, 3.7, 100.0]),
     jnp.asarray([399.5, 4.0, 387.3]),
   )
-  weights = jax.jit(roi_align.bin_weights, static_argnums=2)(
+  weights = jax.jit(bin_weights.bin_weights, static_argnums=2)(
     start, stop, 28, pixels, 0, 399
   )
   np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
