@@ -63,7 +63,7 @@ class ConvolutionPath(nn.Module):
     The tokens of a sequence, which have no neighbours, get zeros.
     """
     projections = self.attention.project(x, **context)
-    return self.convolve(x, projections, self._convolution(projections))
+    return self.convolve(x, projections, self._convolution())
 
   def convolve(
     self,
@@ -73,9 +73,11 @@ class ConvolutionPath(nn.Module):
   ) -> Float[Array, 'b *outputs f']:
     """Stage II of the path, of the projections of x."""
     maps, valid = self.attention.convolution_maps(projections)
+    inputs = sum(x.shape[3] for x in maps)
+    features = projections.v.shape[3] * projections.v.shape[4]
     out = shift_convolution.shift_convolution(
       [x.astype(self.dtype or x.dtype) for x in maps],
-      *convolution.weights,
+      *convolution.make_weights(inputs, features),
       valid=valid,
       strides=convolution.strides,
       dilation=convolution.dilation,
@@ -86,12 +88,19 @@ class ConvolutionPath(nn.Module):
       out = jnp.pad(out, ((0, 0), (x.shape[1] - out.shape[1], 0), (0, 0)))
     return out
 
-  def _convolution(self, projections):
+  def _convolution(self):
     """Weights and options of the path."""
     windows.check_window('ACmix', self.kernel_size, self.strides, self.dilation)
-    maps, _ = self.attention.convolution_maps(projections)
-    inputs, taps = sum(x.shape[3] for x in maps), self.kernel_size**2
-    features = projections.v.shape[3] * projections.v.shape[4]
+    return attention.Convolution(
+      self._make_weights,
+      self.use_fc_bias,
+      self.strides,
+      self.dilation,
+      self.implementation,
+    )
+
+  def _make_weights(self, inputs, features):
+    taps = self.kernel_size**2
     fc_kernel = self.param(
       'fc_kernel', self.fc_init, (inputs, taps), self.param_dtype
     )
@@ -100,12 +109,7 @@ class ConvolutionPath(nn.Module):
       init = layers.torch_bias(inputs)
       fc_bias = self.param('fc_bias', init, (taps,), self.param_dtype)
     depthwise_kernel = self.param('depthwise_kernel', self._shifts, features)
-    return attention.Convolution(
-      (fc_kernel, depthwise_kernel, fc_bias),
-      self.strides,
-      self.dilation,
-      self.implementation,
-    )
+    return fc_kernel, depthwise_kernel, fc_bias
 
   def _shifts(self, key, features):
     del key
@@ -131,11 +135,11 @@ class Hybrid(ConvolutionPath):
     half = nn.initializers.constant(0.5)
     alpha = self.param('alpha', half, (), self.param_dtype)
     beta = self.param('beta', half, (), self.param_dtype)
-    projections = self.attention.project(x, **context)
-    convolution = self._convolution(projections)
-    both = self.attention.sum_of_paths(projections, convolution, alpha, beta)
+    convolution = self._convolution()
+    both = self.attention.sum_of_paths(x, convolution, alpha, beta, **context)
     if both is not None:
       return both
+    projections = self.attention.project(x, **context)
     attended = self.attention.aggregate(projections)
     convolved = self.convolve(x, projections, convolution)
     return alpha.astype(attended.dtype) * attended + (

@@ -1,5 +1,6 @@
 """What every attention of the code base is: two stages in one module."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,14 +46,17 @@ class Convolution(NamedTuple):
   """The convolution path of ACmix, but for its maps.
 
   Attributes:
-    weights: Those of the fully connected layer and of the grouped convolution,
-      and the bias of the former, or None.
+    make_weights: (number of maps, outputs) -> the weights of the fully
+      connected layer and of the grouped convolution, and the bias of the
+      former, or None.
+    use_bias: Whether there is that bias.
     strides: Pixels between outputs.
     dilation: Pixels between neighbouring taps.
     implementation: Implementation of `ops.shift_convolution`.
   """
 
-  weights: tuple[Array, Array, Array | None]
+  make_weights: Callable[[int, int], tuple[Array, Array, Array | None]]
+  use_bias: bool
   strides: int
   dilation: int
   implementation: str
@@ -84,10 +88,11 @@ class Attention(nn.Module):
 
   def sum_of_paths(
     self,
-    projections: Projections,
+    x: Float[Array, 'b *pixels c'],
     convolution: Convolution,
     alpha: ArrayLike,
     beta: ArrayLike,
-  ) -> Float[Array, 'b ho wo f'] | None:
-    """Stage II of ACmix by one operator; None: there is none for both paths."""
-    del projections, convolution, alpha, beta
+    **context: Any,
+  ) -> Float[Array, 'b *outputs f'] | None:
+    """All of ACmix by one operator; None: there is none."""
+    del x, convolution, alpha, beta, context

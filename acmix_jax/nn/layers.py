@@ -57,9 +57,17 @@ class Dense(nn.Module):
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
 
-  @nn.compact
   def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b f']:
     """Applies the layer to each position."""
+    return dense.dense(*self.arguments(x))
+
+  @nn.compact
+  def arguments(
+    self, x: Float[Array, '*b c']
+  ) -> tuple[
+    Float[Array, '*b c'], Float[Array, 'c f'], Float[Array, ' f'] | None
+  ]:
+    """x, the kernel and the bias in the computation dtype."""
     channels = x.shape[-1]
     shape = channels, self.features
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
@@ -67,8 +75,7 @@ class Dense(nn.Module):
     if self.use_bias:
       init = self.bias_init or torch_bias(channels)
       bias = self.param('bias', init, (self.features,), self.param_dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return dense.dense(x, kernel, bias)
+    return tuple(nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
 
 
 class Conv(nn.Module):

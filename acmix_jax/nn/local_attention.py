@@ -78,28 +78,35 @@ class LocalAttention(attention.Attention):
 
   def sum_of_paths(
     self,
-    projections: attention.Projections,
+    x: Float[Array, 'b h w c'],
     convolution: attention.Convolution,
     alpha: ArrayLike,
     beta: ArrayLike,
-  ) -> Float[Array, 'b ho wo f'] | None:
-    """One operator reads the maps once, where both paths have a stride of 1."""
-    q, k, v = projections.q, projections.k, projections.v
-    fc_kernel, depthwise_kernel, fc_bias = convolution.weights
+  ) -> Float[Array, 'b h w f'] | None:
+    """One operator projects, too, where both paths have a stride of 1."""
     chosen = self.implementation, convolution.implementation
     if (
       chosen != ('auto', 'auto')
       or (self.strides, convolution.strides) != (1, 1)
       or self.dilation != convolution.dilation
-      or fc_bias is not None
+      or convolution.use_bias
     ):
       return None
+    checks.check_map('LocalAttention', x)
+    projections = [
+      layer.arguments(x) for layer in (self.query, self.key, self.value)
+    ]
+    x = projections[0][0]
+    kernels, biases = (jnp.stack([p[i] for p in projections]) for i in (1, 2))
     # All is linear in the maps of the convolution: one product of weights.
+    fc_kernel, depthwise_kernel, _ = convolution.make_weights(
+      3 * self.num_heads, self.features
+    )
     kernel = jnp.einsum('mt,yxtc->yxmc', beta * fc_kernel, depthwise_kernel)
     return local_acmix.local_acmix(
-      *(q, k, v),
-      self.position(*q.shape[1:3]),
-      kernel.astype(v.dtype),
+      *(x, kernels, biases),
+      self.position(*x.shape[1:3]),
+      kernel.astype(x.dtype),
       jnp.asarray(alpha),
       kernel_size=self.kernel_size,
       dilation=self.dilation,

@@ -1,14 +1,23 @@
-"""Both paths of ACmix: local attention and the convolution, in one operator."""
+"""A layer of ACmix on local attention, in one operator."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import implementations, local_attention, shift_convolution
+from acmix_jax.ops import (
+  dense,
+  implementations,
+  local_attention,
+  shift_convolution,
+)
 from acmix_jax.ops.local_acmix import geometry, pallas_tpu
 from acmix_jax.ops.local_attention import api
 
 
-def _separate(problem, q, k, v, slopes, kernel, alpha):
+def _separate(problem, x, projection, bias, slopes, kernel, alpha):
+  heads = (*x.shape[:3], -1, problem.attention.depth)
+  q, k, v = (
+    dense.dense(x, projection[i], bias[i]).reshape(heads) for i in range(3)
+  )
   attended = implementations.run(
     local_attention.IMPLEMENTATIONS,
     'local_attention',
@@ -29,7 +38,7 @@ def _separate(problem, q, k, v, slopes, kernel, alpha):
 
 # In order of preference.
 IMPLEMENTATIONS = (
-  # A fused kernel, which reads each map once.
+  # A fused kernel, which reads the input and writes the output.
   implementations.Implementation(
     'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.combine
   ),
@@ -45,9 +54,9 @@ IMPLEMENTATIONS = (
 
 
 def local_acmix(
-  q: Float[Array, 'b h w n d'],
-  k: Float[Array, 'b h w n d'],
-  v: Float[Array, 'b h w n d'],
+  x: Float[Array, 'b h w c'],
+  projection: Float[Array, '3 c f'],
+  bias: Float[Array, '3 f'],
   slopes: Float[Array, '2 d'],
   kernel: Float[Array, 'kh kw m f'],
   alpha: Float[Array, ''],
@@ -56,33 +65,36 @@ def local_acmix(
   dilation: int = 1,
   implementation: str = 'auto',
 ) -> Float[Array, 'b h w f']:
-  """The sum alpha * local attention + grouped convolution of q, k and v.
+  """The sum alpha * local attention(q, k, v) + grouped convolution(q, k, v).
+
+    q, k, v = x @ projection[i] + bias[i], f // d heads of d channels each
 
   Args:
-    q: Queries, not scaled.
-    k: Keys.
-    v: Values.
+    x: Map.
+    projection: Weights of the queries, which are not scaled, keys and values.
+    bias: Their biases.
     slopes: Change of the encoding of a pixel by row and by column.
-    kernel: Weights of the convolution, a group for each channel: of q, k and v
-      after each other, m = 3 * n.
+    kernel: Weights of the convolution, a group for each channel of a head: of
+      q, k and v after each other, m = 3 * heads.
     alpha: Factor of the attention.
     kernel_size: Odd side of the window of the attention.
     dilation: Pixels between neighbouring keys, and taps.
     implementation: 'auto', or a name of `IMPLEMENTATIONS`.
 
   Returns:
-    The sum, in the dtype of v.
+    The sum, in the dtype of x.
 
   Raises:
-    ValueError: Shapes disagree, the window is not centred, the map is too
-      small to reflect, or the implementation is unknown or cannot serve.
+    ValueError: The window is not centred, the map is too small to reflect, or
+      the implementation is unknown or cannot serve.
   """
-  api.check(q, k, v, slopes, kernel_size, 1, dilation)
-  problem = geometry.describe(q, k, v, kernel, kernel_size, dilation)
+  api.check_window(*x.shape[1:3], kernel_size, 1, dilation)
+  problem = geometry.describe(x, slopes, kernel, kernel_size, dilation)
   return implementations.run(
     IMPLEMENTATIONS,
     'local_acmix',
     implementation,
     problem,
-    *(q, k, v, slopes.astype(jnp.float32), kernel, alpha.astype(jnp.float32)),
+    *(x, projection, bias, slopes.astype(jnp.float32)),
+    *(kernel, alpha.astype(jnp.float32)),
   )

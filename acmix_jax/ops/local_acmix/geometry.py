@@ -1,10 +1,11 @@
-"""What the implementations of both paths are told of them."""
+"""What the implementations of an ACmix layer are told of it."""
 
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
+from acmix_jax.ops import sharding
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
 
@@ -16,24 +17,34 @@ class Problem(NamedTuple):
     attention: That of the attention.
     convolution: That of the convolution.
     taps: Rows and columns of the window of the convolution.
+    channels: Channels of the input.
   """
 
   attention: attention_geometry.Problem
   convolution: convolution_geometry.Problem
   taps: tuple[int, int]
+  channels: int
 
 
 def describe(
-  q: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
-  k: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
-  v: Float[Array | jax.ShapeDtypeStruct, 'b h w n d'],
+  x: Float[Array | jax.ShapeDtypeStruct, 'b h w c'],
+  slopes: Float[Array | jax.ShapeDtypeStruct, '2 d'],
   kernel: Float[Array | jax.ShapeDtypeStruct, 'kh kw m f'],
   kernel_size: int,
   dilation: int,
 ) -> Problem:
-  """The problem of these maps and this kernel."""
+  """The problem of this input, these slopes and this kernel."""
+  depth = slopes.shape[1]
+  shape = (*x.shape[:3], kernel.shape[3] // depth, depth)
+  one = jax.ShapeDtypeStruct(shape, x.dtype)
+  attention = attention_geometry.describe(
+    *(one,) * 3, kernel_size, strides=1, dilation=dilation
+  )
+  convolution = convolution_geometry.describe([one], kernel, 1, dilation)
+  varying = sharding.varies(x, slopes, kernel)
   return Problem(
-    attention_geometry.describe(q, k, v, kernel_size, 1, dilation),
-    convolution_geometry.describe([q, k, v], kernel, 1, dilation),
+    attention._replace(varying=varying),
+    convolution._replace(varying=varying),
     kernel.shape[:2],
+    x.shape[3],
   )

@@ -1,13 +1,13 @@
-"""Both paths of ACmix as two Pallas kernels for TPU.
+"""A layer of ACmix as two Pallas kernels for TPU.
 
-A program takes one image: its queries, keys and values are read once for both
-paths, and so are the gradients of its outputs. What it does with them are the
-kernels of `local_attention` and `shift_convolution`, one after the other.
+A program takes an image. It projects the queries, keys and values on the chip,
+which they never leave: the backward kernel projects them again. What follows
+are the kernels of `local_attention` and `shift_convolution`, one after the
+other, and backwards the gradients of the projections.
 """
 
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,84 +18,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import derivatives, kernels, sharding
-from acmix_jax.ops.local_acmix import geometry
+from acmix_jax.ops.local_acmix import geometry, tpu_plan
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.local_attention import pallas_tpu as attention_kernel
-from acmix_jax.ops.local_attention import tiles
+from acmix_jax.ops.local_attention import tiles, tpu_band
 from acmix_jax.ops.local_attention import tpu_plan as attention_plan
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
 from acmix_jax.ops.shift_convolution import shifts
-from acmix_jax.ops.shift_convolution import tpu_plan as convolution_plan
 
+_dot = kernels.dot
 # The only block of an image.
 _BLOCK = np.int32(0)
-
-
-class _Plan(NamedTuple):
-  """How both paths are cut; all is static.
-
-  Attributes:
-    attention: That of the attention.
-    convolution: That of the convolution.
-  """
-
-  attention: attention_plan.Plan
-  convolution: convolution_plan.Plan
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    """Rows, columns and channels of a map: what either path may touch."""
-    attention, convolution = self
-    rows = max(attention.rows[0], convolution.rows * convolution.turns)
-    columns = max(attention.columns, attention.bands[1] * attention.band[1])
-    return rows, columns, attention.channels
-
-  @property
-  def frames(self) -> list[tuple[int, ...]]:
-    """Shapes of the frames of maps, and of gradients of maps and outputs."""
-    maps = self.convolution.inputs((0, 0)).shape
-    return [maps, maps, self.convolution.gradients().shape]
-
-  @property
-  def vmem_bytes(self) -> int:
-    """What the backward kernel holds at once, up to a few percent."""
-    itemsize = self.attention.problem.dtypes[1].itemsize
-
-    def size(shape, itemsize):
-      return kernels.map_bytes(shape[:2], shape[2], itemsize)
-
-    maps = 2 * 7 * size(self.shape, itemsize) + 3 * size(self.shape, 4)
-    return (
-      maps
-      + sum(4 * math.prod(shape) for shape in self.frames)
-      + self.convolution.weight_bytes
-      + self.attention.logit_bytes
-    )
-
-  def cost(self, images: int, *, maps: int, products: tuple[int, int]):
-    """Flops and bytes of so many reads, writes, and products of each path."""
-    attention = self.attention.cost(
-      images, queries=maps, keys=0, sums=0, products=products[0]
-    )
-    convolution = self.convolution.cost(images, products[1], 0, 0)
-    return pl.CostEstimate(
-      flops=attention.flops + convolution.flops,
-      transcendentals=attention.transcendentals,
-      bytes_accessed=attention.bytes_accessed,
-    )
-
-
-def _make_plan(problem: geometry.Problem) -> _Plan:
-  """The plan of both paths, with whole images."""
-  attention = attention_plan.make_plan(problem.attention)
-  attention = attention._replace(turns=attention.bands[0])
-  heads = problem.attention.heads
-  maps, size = (heads,) * 3, problem.attention.keys
-  convolution = convolution_plan.make_plan(
-    problem.convolution, maps, size, problem.taps, heads
-  )
-  whole = -(-size[0] // convolution.rows)
-  return _Plan(attention, convolution._replace(turns=whole))
 
 
 def why_not(problem: geometry.Problem) -> str | None:
@@ -104,7 +37,7 @@ def why_not(problem: geometry.Problem) -> str | None:
   reason = reason or convolution_kernel.why_not(problem.convolution)
   if reason:
     return reason
-  needed = _make_plan(problem).vmem_bytes
+  needed = tpu_plan.make_plan(problem).vmem_bytes
   if needed > attention_plan.VMEM:
     return (
       f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
@@ -115,9 +48,9 @@ def why_not(problem: geometry.Problem) -> str | None:
 
 def combine(
   problem: geometry.Problem,
-  q: Float[Array, 'b h w n d'],
-  k: Float[Array, 'b h w n d'],
-  v: Float[Array, 'b h w n d'],
+  x: Float[Array, 'b h w c'],
+  projection: Float[Array, '3 c f'],
+  bias: Float[Array, '3 f'],
   slopes: Float32[Array, '2 d'],
   kernel: Float[Array, 'kh kw m f'],
   alpha: Float32[Array, ''],
@@ -127,24 +60,73 @@ def combine(
 
   Its first gradient is a kernel, other derivatives are those of plain forms.
   """
-  return _combine((problem, interpret), q, k, v, slopes, kernel, alpha)
+  return _combine(
+    (problem, interpret), x, projection, bias, slopes, kernel, alpha
+  )
 
 
 # Slow: the kernels as plain operations, for tests.
 interpret = functools.partial(combine, interpret=True)
 
 
-def _forward_kernel(*refs, plan: _Plan):
-  *inputs, taps_ref, alpha_ref, out_ref, frame, weights = refs
-  attention, convolution = plan
-  inputs = attention_kernel.Inputs(*inputs)
+def _for_each_part(plan: tpu_plan.Plan, body):
+  """Calls body(index of rows in a map) for the parts of an image."""
+
+  @functools.partial(kernels.repeat, plan.turns)
+  def _(turn):
+    rows = pl.ds(turn * plan.rows, plan.rows)
+    body((0, rows), [turn * plan.rows, 0])
+
+
+def _project(plan: tpu_plan.Plan, x_ref, projection_ref, bias_ref, maps):
+  """Writes the queries, keys and values."""
+  size = plan.attention.problem.keys
+
+  def project(index, first):
+    x = tpu_band.inside(x_ref[index], first, size)
+    for i, ref in enumerate(maps):
+      y = _dot(x, projection_ref[i], 1, 0) + bias_ref[i : i + 1]
+      y = y.astype(ref.dtype)
+      ref[index] = y.reshape(plan.rows, *ref.shape[2:])
+
+  _for_each_part(plan, project)
+
+
+def _differentiate_projections(
+  plan: tpu_plan.Plan, x_ref, projection_ref, dmaps, results
+):
+  """Writes the gradient of the input, and adds to those of the projections."""
+  dx_ref, dprojection_ref, dbias_ref = results
+  size = plan.attention.problem.keys
+
+  def differentiate(index, first):
+    x = tpu_band.inside(x_ref[index], first, size)
+    dx = 0
+    for i, ref in enumerate(dmaps):
+      dmap = tpu_band.inside(ref[index], first, size)
+      dx += _dot(dmap, projection_ref[i], 1, 1)
+      dprojection_ref[0, i] += _dot(x, dmap, 0, 0)
+      dbias_ref[0, i : i + 1] += dmap.astype(jnp.float32).sum(0, keepdims=True)
+    dx = dx.reshape(plan.rows, *dx_ref.shape[2:])
+    dx_ref[index] = dx.astype(dx_ref.dtype)
+
+  _for_each_part(plan, differentiate)
+
+
+def _forward_kernel(*refs, plan: tpu_plan.Plan):
+  (x_ref, *weights_refs), refs = refs[:3], refs[3:]
+  *constants, taps_ref, alpha_ref, out_ref = refs[:6]
+  (*maps, frame, weights) = refs[6:]
+  attention, convolution, _ = plan
+  inputs = attention_kernel.Inputs(*maps, *constants)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, taps_ref, convolution)
 
+  _project(plan, x_ref, *weights_refs, maps)
   side = convolution.inputs(convolution.reach)
-  convolution_kernel.fill(frame, inputs[:3], side, _BLOCK)
+  convolution_kernel.fill(frame, maps, side, _BLOCK)
   convolution_kernel.convolve_block(convolution, frame, weights, out_ref)
 
   def add(index, attended):
@@ -154,13 +136,15 @@ def _forward_kernel(*refs, plan: _Plan):
   attention_kernel.attend_block(attention, inputs, _BLOCK, add)
 
 
-def _backward_kernel(*refs, plan: _Plan):
-  (*inputs, taps_ref, alpha_ref, dout_ref), refs = refs[:9], refs[9:]
-  dmaps, results, sums = refs[:3], refs[3:6], refs[6:9]
-  dtaps_ref, dalpha_ref, dslopes_ref = results
-  x, dx, dout, weights = refs[9:]
-  attention, convolution = plan
-  inputs = attention_kernel.Inputs(*inputs)
+def _backward_kernel(*refs, plan: tpu_plan.Plan):
+  (x_ref, *weights_refs), refs = refs[:3], refs[3:]
+  (*constants, taps_ref, alpha_ref, dout_ref), refs = refs[:6], refs[6:]
+  dx_ref, *results = refs[:6]
+  (*maps,), (*sums,), refs = refs[6:9], refs[9:12], refs[12:]
+  dtaps_ref, dalpha_ref, dslopes_ref = results[2:]
+  x, dx, dout, weights = refs
+  attention, convolution, _ = plan
+  inputs = attention_kernel.Inputs(*maps, *constants)
   side = convolution.inputs((0, 0))
 
   @pl.when(pl.program_id(1) == 0)
@@ -169,7 +153,8 @@ def _backward_kernel(*refs, plan: _Plan):
     for ref in results:
       ref[...] = jnp.zeros_like(ref)
 
-  convolution_kernel.fill(x, inputs[:3], side, _BLOCK)
+  _project(plan, x_ref, *weights_refs, maps)
+  convolution_kernel.fill(x, maps, side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
   convolution_kernel.differentiate_block(
     convolution, x, dx, dout, weights, dtaps_ref
@@ -189,10 +174,6 @@ def _backward_kernel(*refs, plan: _Plan):
   @functools.partial(kernels.repeat, side.size[0])
   def _(i):
     width = side.size[1]
-    for number, source, sheet, target in side.pieces:
-      total = dx[sheet, i, :width, target]
-      total += alpha_ref[0] * sums[number][i, :width, source]
-      dmaps[number][0, i, :width, source] = total.astype(dmaps[number].dtype)
     # The sum of dout * attended, as the attention is linear in the values.
     v = inputs.v[0, i, :width].astype(jnp.float32)
     dalpha_ref[0] += (v * sums[2][i, :width]).sum(0, keepdims=True)
@@ -202,67 +183,79 @@ def _backward_kernel(*refs, plan: _Plan):
     column -= attention_geometry.middle(width)
     dslopes_ref[0, 0:1] -= (row * dk).sum(0, keepdims=True)
     dslopes_ref[0, 1:2] -= (column * dk).sum(0, keepdims=True)
+    # In place: nobody reads these maps again.
+    for number, source, sheet, target in side.pieces:
+      total = dx[sheet, i, :width, target]
+      total += alpha_ref[0] * sums[number][i, :width, source]
+      maps[number][0, i, :width, source] = total.astype(maps[number].dtype)
+
+  _differentiate_projections(
+    plan, x_ref, weights_refs[0], maps, (dx_ref, *results[:2])
+  )
 
 
-def _forward(static, q, k, v, *shared):
-  plan = _make_plan(static[0])
+def _forward(static, x, *shared):
+  plan = tpu_plan.make_plan(static[0])
   side = plan.convolution.inputs(plan.convolution.reach)
 
-  def call(q, k, v, *shared):
-    maps = [attention_kernel.merge_heads(x) for x in (q, k, v)]
+  def call(x, *shared):
     [out] = _call(
       _forward_kernel,
       static,
-      maps,
+      [x],
       shared,
-      outputs=1,
+      features=plan.attention.channels,
       sums=[],
       scratch_shapes=convolution_kernel.scratch(plan.convolution, [side]),
-      cost_estimate=plan.cost(len(q), maps=4, products=(3, 1)),
+      cost_estimate=plan.cost(len(x), maps=2, products=(1, 3, 1)),
       name='local_acmix',
     )
     return out
 
-  return sharding.split_images(call, q, k, v, shared=shared), ()
+  return sharding.split_images(call, x, shared=shared), ()
 
 
 def _backward(static, inputs, _, dout):
-  plan = _make_plan(static[0])
-  q, k, v, slopes, kernel, alpha = inputs
+  plan = tpu_plan.make_plan(static[0])
+  x, projection, bias, slopes, kernel, alpha = inputs
 
-  def call(q, k, v, dout, *shared):
-    maps = [attention_kernel.merge_heads(x) for x in (q, k, v)]
+  def call(x, dout, *shared):
     taps = convolution_kernel.merge_taps(kernel).shape
     channels = plan.attention.channels
-    dq, dk, dv, *sums = _call(
+    return _call(
       _backward_kernel,
       static,
-      [*maps, dout],
+      [x, dout],
       shared,
-      outputs=3,
-      sums=[taps, (1, channels), (2, channels)],
+      features=plan.channels,
+      sums=[projection.shape, bias.shape, taps, (1, channels), (2, channels)],
       scratch_shapes=[
         *[pltpu.VMEM(plan.shape, jnp.float32)] * 3,
-        *[pltpu.VMEM(x, jnp.float32) for x in plan.frames],
+        *[pltpu.VMEM(shape, jnp.float32) for shape in plan.frames],
         pltpu.VMEM(plan.convolution.weights, kernel.dtype),
       ],
-      cost_estimate=plan.cost(len(q), maps=7, products=(7, 2)),
+      cost_estimate=plan.cost(len(x), maps=3, products=(3, 7, 2)),
       name='local_acmix_gradients',
     )
-    dmaps = [x.reshape(q.shape) for x in (dq, dk, dv)]
-    return *dmaps, *sums
 
-  dq, dk, dv, dtaps, dalpha, dslopes = sharding.split_images(
-    call, q, k, v, dout, shared=[slopes, kernel, alpha]
+  dx, *sums = sharding.split_images(call, x, dout, shared=inputs[1:])
+  dprojection, dbias, dtaps, dalpha, dslopes = (x.sum(0) for x in sums)
+  return (
+    dx,
+    dprojection.astype(projection.dtype),
+    dbias.astype(bias.dtype),
+    # Heads share the position.
+    dslopes.reshape(2, -1, slopes.shape[1]).sum(1),
+    dtaps.reshape(kernel.shape).astype(kernel.dtype),
+    dalpha.sum(),
   )
-  dkernel = dtaps.sum(0).reshape(kernel.shape).astype(kernel.dtype)
-  # Heads share the position.
-  dslopes = dslopes.sum(0).reshape(2, -1, slopes.shape[1]).sum(1)
-  return dq, dk, dv, dslopes, dkernel, dalpha.sum()
 
 
-def _general(static, q, k, v, slopes, kernel, alpha):
-  attention, convolution, _ = static[0]
+def _general(static, x, projection, bias, slopes, kernel, alpha):
+  attention, convolution, *_ = static[0]
+  maps = jnp.einsum('bhwc,icf->ibhwf', x, projection)
+  maps += bias[:, None, None, None]
+  q, k, v = maps.reshape(*maps.shape[:4], attention.heads, -1)
   relative = attention_geometry.relative_keys(k, slopes)
   attended = tiles.general(attention, q, relative, v)
   convolved = shifts.convolve(convolution, [q, k, v], kernel)
@@ -273,43 +266,55 @@ def _general(static, q, k, v, slopes, kernel, alpha):
 _combine = derivatives.define(_forward, _backward, _general)
 
 
-def _call(kernel, static, maps, shared, *, outputs, sums, **options):
+def _call(
+  kernel, static, maps, shared, *, features, sums, scratch_shapes, **options
+):
   """Runs a kernel on whole images.
 
   Args:
     kernel: The kernel.
     static: Problem and `interpret`.
-    maps: Queries, keys, values, and gradients of outputs.
-    shared: Slopes, kernel of the convolution, and alpha.
-    outputs: Number of maps that it gives.
+    maps: The input, and the gradient of the output.
+    shared: Projection, bias, slopes, kernel of the convolution, and alpha.
+    features: Channels of the map that it gives.
     sums: Shapes of the sums over images that it gives, one for each core.
+    scratch_shapes: Memory on chip beside queries, keys and values.
     **options: Others of `pallas_call`.
   """
-  plan = _make_plan(static[0])
-  slopes, taps, alpha = shared
+  plan = tpu_plan.make_plan(static[0])
+  *projections, slopes, taps, alpha = shared
   constants = attention_kernel.make_constants(plan.attention, slopes)
-  constants.append(convolution_kernel.merge_taps(taps))
-  parts = kernels.parts_of(len(maps[0]))
-  each = len(maps[0]) // parts
-  block = pl.BlockSpec(
-    (1, *plan.shape), lambda part, i: (part * each + i, 0, 0, 0)
-  )
-  output = jax.ShapeDtypeStruct(maps[2].shape, maps[2].dtype)
+  constants = [*projections, *constants, convolution_kernel.merge_taps(taps)]
+  x = maps[0]
+  parts = kernels.parts_of(len(x))
+  each = len(x) // parts
+
+  def image(channels):
+    return pl.BlockSpec(
+      (1, *plan.size, channels), lambda part, i: (part * each + i, 0, 0, 0)
+    )
+
   return kernels.call(
     functools.partial(kernel, plan=plan),
     'tpu',
-    [*maps[:3], *constants, alpha[None], *maps[3:]],
-    [output] * outputs
-    + [jax.ShapeDtypeStruct((parts, *x), jnp.float32) for x in sums],
+    [x, *constants, alpha[None], *maps[1:]],
+    [
+      jax.ShapeDtypeStruct((*x.shape[:3], features), x.dtype),
+      *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
+    ],
     static[1],
     grid=(parts, each),
     in_specs=[
-      *[block] * 3,
+      image(x.shape[3]),
       *map(attention_kernel.whole_spec, constants),
       pl.BlockSpec(memory_space=pltpu.SMEM),
-      *[block] * len(maps[3:]),
+      *(image(y.shape[3]) for y in maps[1:]),
     ],
-    out_specs=[block] * outputs + [_part_spec(x) for x in sums],
+    out_specs=[image(features), *map(_part_spec, sums)],
+    scratch_shapes=[
+      *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 3,
+      *scratch_shapes,
+    ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
       vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes * 5 // 4),

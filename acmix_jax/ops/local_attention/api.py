@@ -19,6 +19,8 @@ _cpu, _tiles, _patches = (
   geometry.with_positions(module.attend) for module in (cpu, tiles, patches)
 )
 
+_NAME = 'local_attention'
+
 # In order of preference; those after the first `tiles` are asked for by name.
 IMPLEMENTATIONS = (
   # A fused kernel whose logits stay on chip.
@@ -92,7 +94,8 @@ def local_attention(
     ValueError: Shapes disagree, the window is not centred, the map is too
       small to reflect, or the implementation is unknown or cannot serve.
   """
-  check(q, k, v, slopes, kernel_size, strides, dilation)
+  _check_shapes(q, k, v, slopes)
+  check_window(*k.shape[1:3], kernel_size, strides, dilation)
   # q . position[query] is the same for all keys of a window, so it leaves the
   # softmax unchanged: only the key's side of the term is needed.
   if slopes is None:
@@ -101,28 +104,25 @@ def local_attention(
   q = q[:, ::strides, ::strides]
   problem = geometry.describe(q, k, v, kernel_size, strides, dilation)
   return implementations.run(
-    IMPLEMENTATIONS, 'local_attention', implementation, problem, q, k, v, slopes
+    IMPLEMENTATIONS, _NAME, implementation, problem, q, k, v, slopes
   )
 
 
-def check(
-  q: Any,
-  k: Any,
-  v: Any,
-  slopes: Any,
-  kernel_size: int,
-  strides: int,
-  dilation: int,
-) -> None:
-  """Raises the ValueError of `local_attention`."""
-  name = 'local_attention'
+def _check_shapes(q: Any, k: Any, v: Any, slopes: Any) -> None:
+  """Raises the ValueError of shapes that disagree."""
   if q.ndim != 5 or not q.shape == k.shape == v.shape:
     raise ValueError(
-      f'{name}: q {q.shape}, k {k.shape}, v {v.shape}; three equal shapes '
+      f'{_NAME}: q {q.shape}, k {k.shape}, v {v.shape}; three equal shapes '
       '[b, h, w, n, d] are needed.'
     )
-  h, w, d = q.shape[1], q.shape[2], q.shape[4]
-  if slopes is not None and slopes.shape != (2, d):
-    raise ValueError(f'{name}: slopes {slopes.shape}; {(2, d)} is needed.')
-  windows.check_window(name, kernel_size, strides, dilation)
-  windows.check_reflection(name, h, w, kernel_size, dilation)
+  depth = q.shape[4]
+  if slopes is not None and slopes.shape != (2, depth):
+    raise ValueError(f'{_NAME}: slopes {slopes.shape}; {(2, depth)} is needed.')
+
+
+def check_window(
+  height: int, width: int, kernel_size: int, strides: int, dilation: int
+) -> None:
+  """Raises the ValueError of a window that is not centred or not reflected."""
+  windows.check_window(_NAME, kernel_size, strides, dilation)
+  windows.check_reflection(_NAME, height, width, kernel_size, dilation)

@@ -59,13 +59,13 @@ class Band(NamedTuple):
     first = [
       band * size for band, size in zip(self.place, self.plan.band, strict=True)
     ]
-    return _inside(ref[self.queries(lanes)], first, self.plan.problem.queries)
+    return inside(ref[self.queries(lanes)], first, self.plan.problem.queries)
 
   def read_values(self, ref, lanes: slice):
     """The values [pixels, lanes]; zeros beyond the map."""
     first_row = self.plan.first_fetched(self.block)
     x = ref[0, *self.keys(first_row, lanes)]
-    return _inside(x, self.first_keys(), self.plan.problem.keys)
+    return inside(x, self.first_keys(), self.plan.problem.keys)
 
   def read_keys(self, ref, slopes_ref, lanes: slice):
     """The keys less their positions, scaled: [pixels, lanes].
@@ -82,7 +82,7 @@ class Band(NamedTuple):
       position = line.astype(jnp.float32) - geometry.middle(problem.keys[axis])
       x -= position * slopes_ref[axis : axis + 1, lanes][None]
     x *= problem.depth**-0.5
-    x = _inside(x, self.first_keys(), problem.keys)
+    x = inside(x, self.first_keys(), problem.keys)
     if dtype == jnp.float32:
       return [x]
     rounded = x.astype(dtype)
@@ -110,7 +110,7 @@ def for_each_band(plan: tpu_plan.Plan, block, body):
     body(Band(plan, block, row, column))
 
 
-def _inside(x, first, size):
+def inside(x, first, size):
   """Flattens [rows, columns, lanes]; zeros beyond a map of `size` pixels."""
   row, column = (
     first[axis] + lax.broadcasted_iota(jnp.int32, x.shape, axis)

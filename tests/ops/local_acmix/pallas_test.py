@@ -21,10 +21,13 @@ def assert_near(results, wanted):
     np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)
 
 
-def paths(kernel_size, dilation):
-  """The reference of q, k, v, slopes, kernel and alpha."""
+def layer(kernel_size, dilation):
+  """The reference of x, projection, bias, slopes, kernel and alpha."""
 
-  def run(q, k, v, slopes, kernel, alpha):
+  def run(x, projection, bias, slopes, kernel, alpha):
+    maps = jnp.einsum('bhwc,icf->ibhwf', x, projection)
+    maps += bias[:, None, None, None]
+    q, k, v = maps.reshape(*maps.shape[:4], -1, slopes.shape[1])
     places = jnp.indices(q.shape[1:3])
     position = jnp.einsum('phw,pd->hwd', places, slopes)
     attended = reference.local_attention(
@@ -40,18 +43,25 @@ def paths(kernel_size, dilation):
   return run
 
 
-@pytest.mark.parametrize(
-  ('size', 'heads', 'depth', 'dilation'),
-  [((7, 9), 2, 8, 1), ((6, 5), 4, 64, 2)],
-)
-def test_both_paths_equal_the_reference(size, heads, depth, dilation):
-  shape = (2, *size, heads, depth)
-  inputs = [battery.normal(i, shape) for i in range(3)]
-  inputs += [
+def arguments(size, channels, heads, depth, dtype='float32'):
+  """Random arguments of two images."""
+  features = heads * depth
+  return [
+    battery.normal(0, (2, *size, channels), dtype),
+    battery.normal(1, (3, channels, features), dtype) / channels**0.5,
+    battery.normal(2, (3, features), dtype),
     battery.normal(3, (2, depth)),
-    battery.normal(4, (3, 3, 3 * heads, heads * depth)),
+    battery.normal(4, (3, 3, 3 * heads, features), dtype),
     jnp.float32(0.7),
   ]
+
+
+@pytest.mark.parametrize(
+  ('size', 'channels', 'heads', 'depth', 'dilation'),
+  [((7, 9), 16, 2, 8, 1), ((6, 5), 40, 4, 64, 2)],
+)
+def test_a_layer_equals_the_reference(size, channels, heads, depth, dilation):
+  inputs = arguments(size, channels, heads, depth)
   run = functools.partial(
     local_acmix.local_acmix,
     kernel_size=3,
@@ -59,7 +69,7 @@ def test_both_paths_equal_the_reference(size, heads, depth, dilation):
     implementation='pallas',
   )
   out, pullback = jax.vjp(jax.jit(run), *inputs)
-  want, want_pullback = jax.vjp(jax.jit(paths(3, dilation)), *inputs)
+  want, want_pullback = jax.vjp(jax.jit(layer(3, dilation)), *inputs)
   dout = battery.normal(9, want.shape)
   assert_near([out, *pullback(dout)], [want, *want_pullback(dout)])
 
@@ -114,43 +124,38 @@ def test_convolution_lowers_for_tpu(size, heads, depth, strides, dtype):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('shape', [(4, 56, 56, 4, 16), (3, 7, 7, 4, 128)])
-def test_both_paths_lower_for_tpu_as_one(shape, dtype):
-  *_, heads, depth = shape
-  x = jax.ShapeDtypeStruct(shape, dtype)
-  slopes = jax.ShapeDtypeStruct((2, depth), jnp.float32)
-  kernel = jax.ShapeDtypeStruct((3, 3, 3 * heads, heads * depth), dtype)
-  alpha = jax.ShapeDtypeStruct((), jnp.float32)
-
+@pytest.mark.parametrize(
+  ('size', 'heads', 'depth'), [((56, 56), 4, 16), ((7, 7), 4, 128)]
+)
+def test_a_layer_lowers_for_tpu_as_one(size, heads, depth, dtype):
   def total(*inputs):
     return local_acmix.local_acmix(*inputs).astype(jnp.float32).sum()
 
+  inputs = jax.eval_shape(
+    functools.partial(arguments, size, 64, heads, depth, dtype)
+  )
   gradient = jax.jit(jax.value_and_grad(total, range(6)))
-  traced = gradient.trace(x, x, x, slopes, kernel, alpha)
-  lowered = traced.lower(lowering_platforms=('tpu',))
+  lowered = gradient.trace(*inputs).lower(lowering_platforms=('tpu',))
   assert lowered.as_text().count('tpu_custom_call') == 2
 
 
 def test_large_maps_are_left_to_two_operators():
-  x = jax.ShapeDtypeStruct((1, 200, 336, 4, 16), jnp.bfloat16)
+  x = jax.ShapeDtypeStruct((1, 200, 336, 64), jnp.bfloat16)
+  slopes = jax.ShapeDtypeStruct((2, 16), jnp.float32)
   kernel = jax.ShapeDtypeStruct((3, 3, 12, 64), jnp.bfloat16)
-  problem = geometry.describe(x, x, x, kernel, 7, 1)
+  problem = geometry.describe(x, slopes, kernel, 7, 1)
   assert 'MiB on chip' in pallas_tpu.why_not(problem)
 
 
 def test_bfloat16_keeps_positions_apart():
   # Weights of 10 move a key of 56 columns by 2 * 10 / 55 a column.
-  shape = (1, 4, 56, 1, 16)
-  q, k, v = (battery.normal(i, shape, 'bfloat16') for i in range(3))
+  x, _, bias, _, kernel, _ = arguments((4, 56), 48, 1, 16, 'bfloat16')
+  # Of the channels, without rounding.
+  projection = jnp.eye(48, dtype=x.dtype).reshape(48, 3, 16).swapaxes(0, 1)
   slopes = 20 / 55 * battery.normal(3, (2, 16))
-  run = functools.partial(paths(3, 1), alpha=1.0)
-  kernel = jnp.zeros((3, 3, 3, 16))
-  exact = run(*(x.astype(jnp.float32) for x in (q, k, v)), slopes, kernel)
-  out = local_acmix.local_acmix(
-    *(q, k, v, slopes, kernel.astype(q.dtype), jnp.float32(1)),
-    kernel_size=3,
-    implementation='pallas',
-  )
+  inputs = x, projection, 0 * bias, slopes, 0 * kernel, jnp.float32(1)
+  exact = layer(3, 1)(*(y.astype(jnp.float32) for y in inputs))
+  out = local_acmix.local_acmix(*inputs, kernel_size=3, implementation='pallas')
   error = np.abs(np.asarray(out, np.float32) - exact).max()
   # Half of the last place of the outputs, and of the weights.
   assert error < 2**-8 * np.abs(exact).max() * 2
