@@ -82,12 +82,12 @@ class LocalAttention(attention.Attention):
     convolution: attention.Convolution,
     alpha: ArrayLike,
     beta: ArrayLike,
-  ) -> Float[Array, 'b h w f'] | None:
-    """One operator projects, too, where both paths have a stride of 1."""
+  ) -> Float[Array, 'b ho wo f'] | None:
+    """One operator, which projects, too, if both paths see the same pixels."""
     chosen = self.implementation, convolution.implementation
     if (
       chosen != ('auto', 'auto')
-      or (self.strides, convolution.strides) != (1, 1)
+      or self.strides != convolution.strides
       or self.dilation != convolution.dilation
       or convolution.use_bias
     ):
@@ -109,6 +109,7 @@ class LocalAttention(attention.Attention):
       kernel.astype(x.dtype),
       jnp.asarray(alpha),
       kernel_size=self.kernel_size,
+      strides=self.strides,
       dilation=self.dilation,
     )
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Float32
 from acmix_jax.ops import deferred, sharding
 
 MIB = 2**20
-# Lanes of a register, and rows of 16-bit numbers in one.
+# Lanes of a register, and rows of 32-bit and of 16-bit numbers in one.
 LANES = 128
+ALIGN = 8
 SUBLANES = 16
 
 
@@ -71,12 +72,58 @@ def repeat(count: Any, body: Callable[[Any], None]):
     count: Turns, static or not.
     body: Function of the number of the turn.
   """
+  if isinstance(count, int) and jax.config.jax_enable_x64:
+    # From static bounds it would count in 64 bits, which Mosaic cannot convert.
+    count = jnp.int32(count)
   first = 0 if isinstance(count, int) else jnp.zeros_like(count)
 
   def turn(number, _):
     body(lax.convert_element_type(number, jnp.int32))
 
   lax.fori_loop(first, count, turn, None)
+
+
+def frame(rows: int, columns: int, channels: int) -> tuple[int, int, int, int]:
+  """Shape of a TPU's frame of a map: sheets, rows, columns and lanes.
+
+  Frames are of 32-bit numbers, where a slice may begin at any column, and of
+  sheets of whole registers, where it may skip some.
+  """
+  sheets = -(-channels // LANES)
+  return sheets, rows, round_up(columns, ALIGN), LANES
+
+
+def read_frame(
+  ref: Any, rows: Any, columns: Any, lanes: slice
+) -> Float32[Array, 'm c']:
+  """Pixels of a frame, one after the other.
+
+  Args:
+    ref: The frame.
+    rows: Slice of its rows.
+    columns: Slice of its columns.
+    lanes: Channels; they begin with a sheet.
+  """
+  parts = [ref[sheet, rows, columns] for sheet in _sheets(lanes)]
+  parts = [x.reshape(-1, LANES) for x in parts]
+  return jnp.concatenate(parts, 1)[:, : lanes.stop - lanes.start]
+
+
+def write_frame(
+  ref: Any, rows: Any, columns: Any, lanes: slice, x: Float32[Array, 'm c']
+):
+  """The reverse of `read_frame`; sheets are written as a whole."""
+  if missing := -x.shape[1] % LANES:
+    x = jnp.concatenate([x, jnp.zeros((len(x), missing), x.dtype)], 1)
+  for i, sheet in enumerate(_sheets(lanes)):
+    part = x[:, i * LANES : (i + 1) * LANES]
+    ref[sheet, rows, columns] = part.reshape(1, rows.size, columns.size, -1)
+
+
+def _sheets(lanes: slice):
+  """Sheets of a frame with these lanes, each as a slice."""
+  first, end = lanes.start // LANES, -(-lanes.stop // LANES)
+  return [slice(i, i + 1) for i in range(first, end)]
 
 
 def spread_heads(x: Float[Array, 'm c'], depth: int) -> Float[Array, '_ c']:

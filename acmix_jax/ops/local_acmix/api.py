@@ -18,12 +18,13 @@ def _separate(problem, x, projection, bias, slopes, kernel, alpha):
   q, k, v = (
     dense.dense(x, projection[i], bias[i]).reshape(heads) for i in range(3)
   )
+  strides = problem.attention.strides
   attended = implementations.run(
     local_attention.IMPLEMENTATIONS,
     'local_attention',
     'auto',
     problem.attention,
-    *(q, k, v, slopes),
+    *(q[:, ::strides, ::strides], k, v, slopes),
   )
   convolved = implementations.run(
     shift_convolution.IMPLEMENTATIONS,
@@ -62,9 +63,10 @@ def local_acmix(
   alpha: Float[Array, ''],
   *,
   kernel_size: int = 7,
+  strides: int = 1,
   dilation: int = 1,
   implementation: str = 'auto',
-) -> Float[Array, 'b h w f']:
+) -> Float[Array, 'b ho wo f']:
   """The sum alpha * local attention(q, k, v) + grouped convolution(q, k, v).
 
     q, k, v = x @ projection[i] + bias[i], f // d heads of d channels each
@@ -78,6 +80,7 @@ def local_acmix(
       q, k and v after each other, m = 3 * heads.
     alpha: Factor of the attention.
     kernel_size: Odd side of the window of the attention.
+    strides: Pixels between outputs.
     dilation: Pixels between neighbouring keys, and taps.
     implementation: 'auto', or a name of `IMPLEMENTATIONS`.
 
@@ -88,8 +91,9 @@ def local_acmix(
     ValueError: The window is not centred, the map is too small to reflect, or
       the implementation is unknown or cannot serve.
   """
-  api.check_window(*x.shape[1:3], kernel_size, 1, dilation)
-  problem = geometry.describe(x, slopes, kernel, kernel_size, dilation)
+  window = kernel_size, strides, dilation
+  api.check_window(*x.shape[1:3], *window)
+  problem = geometry.describe(x, slopes, kernel, *window)
   return implementations.run(
     IMPLEMENTATIONS,
     'local_acmix',

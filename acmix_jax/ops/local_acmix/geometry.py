@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import sharding
+from acmix_jax.ops import sharding, windows
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
 
@@ -31,16 +31,19 @@ def describe(
   slopes: Float[Array | jax.ShapeDtypeStruct, '2 d'],
   kernel: Float[Array | jax.ShapeDtypeStruct, 'kh kw m f'],
   kernel_size: int,
+  strides: int,
   dilation: int,
 ) -> Problem:
   """The problem of this input, these slopes and this kernel."""
   depth = slopes.shape[1]
-  shape = (*x.shape[:3], kernel.shape[3] // depth, depth)
-  one = jax.ShapeDtypeStruct(shape, x.dtype)
+  heads = kernel.shape[3] // depth, depth
+  keys = jax.ShapeDtypeStruct((*x.shape[:3], *heads), x.dtype)
+  size = (windows.output_size(side, strides) for side in x.shape[1:3])
+  queries = jax.ShapeDtypeStruct((x.shape[0], *size, *heads), x.dtype)
   attention = attention_geometry.describe(
-    *(one,) * 3, kernel_size, strides=1, dilation=dilation
+    queries, keys, keys, kernel_size, strides, dilation
   )
-  convolution = convolution_geometry.describe([one], kernel, 1, dilation)
+  convolution = convolution_geometry.describe([keys], kernel, strides, dilation)
   varying = sharding.varies(x, slopes, kernel)
   return Problem(
     attention._replace(varying=varying),

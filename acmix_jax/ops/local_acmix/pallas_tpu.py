@@ -55,7 +55,7 @@ def combine(
   kernel: Float[Array, 'kh kw m f'],
   alpha: Float32[Array, ''],
   interpret: Any = False,
-) -> Float[Array, 'b h w f']:
+) -> Float[Array, 'b ho wo f']:
   """The sum alpha * local attention + grouped convolution; see `local_acmix`.
 
   Its first gradient is a kernel, other derivatives are those of plain forms.
@@ -70,20 +70,33 @@ interpret = functools.partial(combine, interpret=True)
 
 
 def _for_each_part(plan: tpu_plan.Plan, body):
-  """Calls body(index of rows in a map) for the parts of an image."""
+  """Calls body(index, inside) for the parts of an image.
+
+  Args:
+    plan: Sizes.
+    body: Function of the index of a part, and of another that makes such a
+      part a matrix [pixels, channels], zero beyond the map.
+  """
+  height, width = plan.attention.problem.keys
 
   @functools.partial(kernels.repeat, plan.turns)
   def _(turn):
-    rows = pl.ds(turn * plan.rows, plan.rows)
-    body((0, rows), [turn * plan.rows, 0])
+    first = turn * plan.rows
+
+    def inside(x):
+      row = first + lax.broadcasted_iota(jnp.int32, x.shape, 0)
+      column = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+      x = jnp.where((row < height) & (column < width), x, 0)
+      return x.reshape(-1, x.shape[-1])
+
+    body((0, pl.ds(first, plan.rows)), inside)
 
 
 def _project(plan: tpu_plan.Plan, x_ref, projection_ref, bias_ref, maps):
   """Writes the queries, keys and values."""
-  size = plan.attention.problem.keys
 
-  def project(index, first):
-    x = tpu_band.inside(x_ref[index], first, size)
+  def project(index, inside):
+    x = inside(x_ref[index])
     for i, ref in enumerate(maps):
       y = _dot(x, projection_ref[i], 1, 0) + bias_ref[i : i + 1]
       y = y.astype(ref.dtype)
@@ -97,13 +110,11 @@ def _differentiate_projections(
 ):
   """Writes the gradient of the input, and adds to those of the projections."""
   dx_ref, dprojection_ref, dbias_ref = results
-  size = plan.attention.problem.keys
 
-  def differentiate(index, first):
-    x = tpu_band.inside(x_ref[index], first, size)
-    dx = 0
+  def differentiate(index, inside):
+    x, dx = inside(x_ref[index]), 0
     for i, ref in enumerate(dmaps):
-      dmap = tpu_band.inside(ref[index], first, size)
+      dmap = inside(ref[index])
       dx += _dot(dmap, projection_ref[i], 1, 1)
       dprojection_ref[0, i] += _dot(x, dmap, 0, 0)
       dbias_ref[0, i : i + 1] += dmap.astype(jnp.float32).sum(0, keepdims=True)
@@ -114,89 +125,106 @@ def _differentiate_projections(
 
 
 def _forward_kernel(*refs, plan: tpu_plan.Plan):
-  (x_ref, *weights_refs), refs = refs[:3], refs[3:]
-  *constants, taps_ref, alpha_ref, out_ref = refs[:6]
-  (*maps, frame, weights) = refs[6:]
+  (x_ref, *weights_refs), constants, refs = refs[:3], refs[3:7], refs[7:]
+  (taps_ref, alpha_ref, out_ref), refs = refs[:3], refs[3:]
+  inputs, frames, (out, frame, weights) = refs[:3], refs[3:6], refs[6:]
   attention, convolution, _ = plan
-  inputs = attention_kernel.Inputs(*maps, *constants)
+  maps = attention_kernel.Maps(*frames)
+  constants = attention_kernel.Constants(*constants)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, taps_ref, convolution)
+    attention_kernel.clear(maps)
 
-  _project(plan, x_ref, *weights_refs, maps)
+  _project(plan, x_ref, *weights_refs, inputs)
   side = convolution.inputs(convolution.reach)
-  convolution_kernel.fill(frame, maps, side, _BLOCK)
-  convolution_kernel.convolve_block(convolution, frame, weights, out_ref)
+  convolution_kernel.fill(frame, inputs, side, _BLOCK)
+  convolution_kernel.convolve_block(convolution, frame, weights, out)
+  maps.fill(attention, inputs, _BLOCK)
 
-  def add(index, attended):
-    out = out_ref[index] + alpha_ref[0] * attended
-    out_ref[index] = out.astype(out_ref.dtype)
+  def add(band, lanes, attended):
+    index = 0, *band.queries(), lanes
+    attended = attended.reshape(*attention.band, -1)
+    out[index] += alpha_ref[0] * attended
 
-  attention_kernel.attend_block(attention, inputs, _BLOCK, add)
+  attention_kernel.attend_block(attention, maps, constants, _BLOCK, add)
+  height, width = out_ref.shape[1:3]
+
+  @functools.partial(kernels.repeat, height)
+  def _(i):
+    out_ref[0, i] = out[0, i, :width].astype(out_ref.dtype)
 
 
 def _backward_kernel(*refs, plan: tpu_plan.Plan):
-  (x_ref, *weights_refs), refs = refs[:3], refs[3:]
-  (*constants, taps_ref, alpha_ref, dout_ref), refs = refs[:6], refs[6:]
-  dx_ref, *results = refs[:6]
-  (*maps,), (*sums,), refs = refs[6:9], refs[9:12], refs[12:]
-  dtaps_ref, dalpha_ref, dslopes_ref = results[2:]
-  x, dx, dout, weights = refs
+  (x_ref, *weights_refs), constants, refs = refs[:3], refs[3:7], refs[7:]
+  (taps_ref, alpha_ref, dout_ref, dx_ref), refs = refs[:4], refs[4:]
+  results, inputs, (*frames, attention_dout) = refs[:5], refs[5:8], refs[8:12]
+  gradients, (x, dx, dout, weights) = refs[12:15], refs[15:]
   attention, convolution, _ = plan
-  inputs = attention_kernel.Inputs(*maps, *constants)
-  side = convolution.inputs((0, 0))
+  maps = attention_kernel.Maps(*frames)
+  constants = attention_kernel.Constants(*constants)
+  gradients = attention_kernel.Gradients(*gradients)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, taps_ref, convolution)
-    for ref in results:
-      ref[...] = jnp.zeros_like(ref)
+    attention_kernel.clear([*maps, attention_dout, *results])
 
-  _project(plan, x_ref, *weights_refs, maps)
-  convolution_kernel.fill(x, maps, side, _BLOCK)
+  _project(plan, x_ref, *weights_refs, inputs)
+  side = convolution.inputs((0, 0))
+  convolution_kernel.fill(x, inputs, side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
   convolution_kernel.differentiate_block(
-    convolution, x, dx, dout, weights, dtaps_ref
+    convolution, x, dx, dout, weights, results[2]
   )
-
-  for total in sums:
-    total[...] = jnp.zeros_like(total)
-
-  def put(index, dq):
-    sums[0][index[1:]] = dq
-
+  # Those of the queries, too: there are none between the strides.
+  attention_kernel.clear(gradients)
+  maps.fill(attention, inputs, _BLOCK)
+  tpu_band.fill_outputs(attention, attention_dout, dout_ref, _BLOCK)
   attention_kernel.differentiate_block(
-    attention, inputs, _BLOCK, dout_ref, *sums[1:], put
+    attention, maps, constants, _BLOCK, attention_dout, gradients, results[4]
   )
-
-  # All gradients are alpha times those of the attention alone.
-  @functools.partial(kernels.repeat, side.size[0])
-  def _(i):
-    width = side.size[1]
-    # The sum of dout * attended, as the attention is linear in the values.
-    v = inputs.v[0, i, :width].astype(jnp.float32)
-    dalpha_ref[0] += (v * sums[2][i, :width]).sum(0, keepdims=True)
-    dk = alpha_ref[0] * sums[1][i, :width]
-    column = lax.broadcasted_iota(jnp.int32, dk.shape, 0).astype(jnp.float32)
-    row = i.astype(jnp.float32) - attention_geometry.middle(side.size[0])
-    column -= attention_geometry.middle(width)
-    dslopes_ref[0, 0:1] -= (row * dk).sum(0, keepdims=True)
-    dslopes_ref[0, 1:2] -= (column * dk).sum(0, keepdims=True)
-    # In place: nobody reads these maps again.
-    for number, source, sheet, target in side.pieces:
-      total = dx[sheet, i, :width, target]
-      total += alpha_ref[0] * sums[number][i, :width, source]
-      maps[number][0, i, :width, source] = total.astype(maps[number].dtype)
-
+  _add_paths(plan, inputs, dx, gradients, alpha_ref, results[3])
   _differentiate_projections(
-    plan, x_ref, weights_refs[0], maps, (dx_ref, *results[:2])
+    plan, x_ref, weights_refs[0], inputs, (dx_ref, *results[:2])
   )
+
+
+def _add_paths(plan: tpu_plan.Plan, maps, dx, gradients, alpha_ref, dalpha_ref):
+  """Writes the gradients of the maps in their place, of both paths.
+
+  Args:
+    plan: Sizes.
+    maps: Queries, keys and values, which nobody reads again.
+    dx: Frame of their gradients, of the convolution.
+    gradients: Those of the attention, without alpha.
+    alpha_ref: Factor of the attention.
+    dalpha_ref: Its gradient, to add to.
+  """
+  side, channels = plan.convolution.inputs((0, 0)), plan.attention.channels
+  height, width = side.size
+  margins = 0, plan.attention.margin, plan.attention.margin
+
+  @functools.partial(kernels.repeat, height)
+  def _(i):
+    attended = [
+      tpu_band.read_row(frame, i, margin, width, channels)
+      for frame, margin in zip(gradients, margins, strict=True)
+    ]
+    # The sum of dout * attended, as the attention is linear in the values.
+    v = maps[2][0, i, :width].astype(jnp.float32)
+    dalpha_ref[0] += (v * attended[2]).sum(0, keepdims=True)
+    for number, source, sheet, target in side.pieces:
+      total = alpha_ref[0] * attended[number][:, source]
+      total += dx[sheet, i, :width, target]
+      maps[number][0, i, :width, source] = total.astype(maps[number].dtype)
 
 
 def _forward(static, x, *shared):
   plan = tpu_plan.make_plan(static[0])
   side = plan.convolution.inputs(plan.convolution.reach)
+  output = *plan.attention.problem.queries, plan.attention.channels
 
   def call(x, *shared):
     [out] = _call(
@@ -204,10 +232,15 @@ def _forward(static, x, *shared):
       static,
       [x],
       shared,
-      features=plan.attention.channels,
+      output=output,
+      block=output,
       sums=[],
-      scratch_shapes=convolution_kernel.scratch(plan.convolution, [side]),
-      cost_estimate=plan.cost(len(x), maps=2, products=(1, 3, 1)),
+      scratch_shapes=[
+        *attention_kernel.frames(plan.attention),
+        pltpu.VMEM((1, *plan.outputs), jnp.float32),
+        *convolution_kernel.scratch(plan.convolution, [side]),
+      ],
+      cost_estimate=plan.cost(len(x), inputs=1, outputs=1, products=(1, 2, 1)),
       name='local_acmix',
     )
     return out
@@ -227,14 +260,17 @@ def _backward(static, inputs, _, dout):
       static,
       [x, dout],
       shared,
-      features=plan.channels,
+      output=x.shape[1:],
+      block=plan.input,
       sums=[projection.shape, bias.shape, taps, (1, channels), (2, channels)],
       scratch_shapes=[
-        *[pltpu.VMEM(plan.shape, jnp.float32)] * 3,
+        *attention_kernel.frames(plan.attention),
+        attention_kernel.output_frame(plan.attention),
+        *attention_kernel.gradient_frames(plan.attention),
         *[pltpu.VMEM(shape, jnp.float32) for shape in plan.frames],
         pltpu.VMEM(plan.convolution.weights, kernel.dtype),
       ],
-      cost_estimate=plan.cost(len(x), maps=3, products=(3, 7, 2)),
+      cost_estimate=plan.cost(len(x), inputs=2, outputs=1, products=(3, 5, 2)),
       name='local_acmix_gradients',
     )
 
@@ -244,8 +280,8 @@ def _backward(static, inputs, _, dout):
     dx,
     dprojection.astype(projection.dtype),
     dbias.astype(bias.dtype),
-    # Heads share the position.
-    dslopes.reshape(2, -1, slopes.shape[1]).sum(1),
+    # All gradients are alpha times those of the attention alone.
+    alpha * attention_kernel.sum_heads(dslopes, plan.attention),
     dtaps.reshape(kernel.shape).astype(kernel.dtype),
     dalpha.sum(),
   )
@@ -257,7 +293,8 @@ def _general(static, x, projection, bias, slopes, kernel, alpha):
   maps += bias[:, None, None, None]
   q, k, v = maps.reshape(*maps.shape[:4], attention.heads, -1)
   relative = attention_geometry.relative_keys(k, slopes)
-  attended = tiles.general(attention, q, relative, v)
+  q_strided = q[:, :: attention.strides, :: attention.strides]
+  attended = tiles.general(attention, q_strided, relative, v)
   convolved = shifts.convolve(convolution, [q, k, v], kernel)
   attended = attended.reshape(convolved.shape)
   return alpha.astype(v.dtype) * attended + convolved
@@ -267,7 +304,16 @@ _combine = derivatives.define(_forward, _backward, _general)
 
 
 def _call(
-  kernel, static, maps, shared, *, features, sums, scratch_shapes, **options
+  kernel,
+  static,
+  maps,
+  shared,
+  *,
+  output,
+  block,
+  sums,
+  scratch_shapes,
+  **options,
 ):
   """Runs a kernel on whole images.
 
@@ -276,41 +322,40 @@ def _call(
     static: Problem and `interpret`.
     maps: The input, and the gradient of the output.
     shared: Projection, bias, slopes, kernel of the convolution, and alpha.
-    features: Channels of the map that it gives.
+    output: Rows, columns and channels of the map that it gives.
+    block: Those that a program touches.
     sums: Shapes of the sums over images that it gives, one for each core.
-    scratch_shapes: Memory on chip beside queries, keys and values.
+    scratch_shapes: Memory on chip beside that for queries, keys and values.
     **options: Others of `pallas_call`.
   """
   plan = tpu_plan.make_plan(static[0])
   *projections, slopes, taps, alpha = shared
-  constants = attention_kernel.make_constants(plan.attention, slopes)
+  constants = attention_kernel.Constants.make(plan.attention, slopes)
   constants = [*projections, *constants, convolution_kernel.merge_taps(taps)]
   x = maps[0]
   parts = kernels.parts_of(len(x))
   each = len(x) // parts
 
-  def image(channels):
-    return pl.BlockSpec(
-      (1, *plan.size, channels), lambda part, i: (part * each + i, 0, 0, 0)
-    )
+  def image(*shape):
+    return pl.BlockSpec((1, *shape), lambda part, i: (part * each + i, 0, 0, 0))
 
   return kernels.call(
     functools.partial(kernel, plan=plan),
     'tpu',
     [x, *constants, alpha[None], *maps[1:]],
     [
-      jax.ShapeDtypeStruct((*x.shape[:3], features), x.dtype),
+      jax.ShapeDtypeStruct((len(x), *output), x.dtype),
       *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
     ],
     static[1],
     grid=(parts, each),
     in_specs=[
-      image(x.shape[3]),
+      image(*plan.input),
       *map(attention_kernel.whole_spec, constants),
       pl.BlockSpec(memory_space=pltpu.SMEM),
-      *(image(y.shape[3]) for y in maps[1:]),
+      *(image(*y.shape[1:]) for y in maps[1:]),
     ],
-    out_specs=[image(features), *map(_part_spec, sums)],
+    out_specs=[image(*block), *map(_part_spec, sums)],
     scratch_shapes=[
       *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 3,
       *scratch_shapes,

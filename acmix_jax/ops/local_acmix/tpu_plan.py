@@ -27,7 +27,7 @@ class Plan(NamedTuple):
   @property
   def rows(self) -> int:
     """Rows that a product of the projections takes."""
-    return self.convolution.rows
+    return self.convolution.rows * self.convolution.problem.strides
 
   @property
   def turns(self) -> int:
@@ -35,21 +35,28 @@ class Plan(NamedTuple):
     return self.convolution.turns
 
   @property
-  def size(self) -> tuple[int, int]:
-    """Rows and columns of a map: what any product may touch."""
-    attention, convolution, _ = self
-    rows = max(attention.rows[0], convolution.rows * convolution.turns)
-    columns = max(attention.columns, attention.bands[1] * attention.band[1])
-    return rows, columns
-
-  @property
   def shape(self) -> tuple[int, int, int]:
     """Rows, columns and channels of queries, keys or values."""
-    return *self.size, self.attention.channels
+    columns = kernels.round_up(self.attention.problem.keys[1], kernels.SUBLANES)
+    return self.rows * self.turns, columns, self.attention.channels
+
+  @property
+  def input(self) -> tuple[int, int, int]:
+    """Rows, columns and channels that a program touches of the input."""
+    return *self.shape[:2], self.channels
+
+  @property
+  def outputs(self) -> tuple[int, int, int]:
+    """Rows, columns and channels of the outputs of a program."""
+    attention, convolution, _ = self
+    rows = max(attention.rows[0], convolution.rows * convolution.turns)
+    columns = attention.bands[1] * attention.band[1]
+    columns = max(columns, convolution.out_size[1])
+    return rows, kernels.round_up(columns, kernels.ALIGN), attention.channels
 
   @property
   def frames(self) -> list[tuple[int, ...]]:
-    """Shapes of the frames of maps, and of gradients of maps and outputs."""
+    """Shapes of the convolution's frames of maps, and of their gradients."""
     maps = self.convolution.inputs((0, 0)).shape
     return [maps, maps, self.convolution.gradients().shape]
 
@@ -58,60 +65,68 @@ class Plan(NamedTuple):
     """What the backward kernel holds at once, up to a few percent."""
     itemsize = self.attention.problem.dtypes[1].itemsize
     *size, features = self.shape
-
-    def fetched(channels):
-      return 2 * kernels.map_bytes(size, channels, itemsize)
-
-    maps = 3 * sum(
-      kernels.map_bytes(size, features, bytes_) for bytes_ in (itemsize, 4)
-    )
+    moved = 2 * kernels.map_bytes(size, self.channels, itemsize)
+    moved += kernels.map_bytes(self.outputs[:2], features, itemsize)
     projections = (3, self.channels), features
     return (
-      2 * fetched(self.channels)
-      + fetched(features)
-      + maps
+      2 * moved
+      + 3 * kernels.map_bytes(size, features, itemsize)
       + 2 * kernels.map_bytes(*projections, itemsize)
       + 2 * kernels.map_bytes(*projections, 4)
       + sum(4 * math.prod(shape) for shape in self.frames)
       + self.convolution.weight_bytes
+      + self.attention.frame_bytes
       + self.attention.logit_bytes
     )
 
-  def cost(self, images: int, *, maps: int, products: tuple[int, int, int]):
-    """Flops and bytes of an update.
+  def cost(
+    self,
+    images: int,
+    *,
+    inputs: int,
+    outputs: int,
+    products: tuple[int, int, int],
+  ) -> pl.CostEstimate:
+    """Flops and bytes of a kernel.
 
     Args:
       images: Number of images.
-      maps: Inputs, outputs and gradients of them that are read or written.
+      inputs: Maps like the input that are read or written.
+      outputs: Maps like the output that are.
       products: Products of the projections, the attention and the convolution.
     """
-    projections, attended, convolved = products
+    problem, (projections, attended, convolved) = (
+      self.attention.problem,
+      products,
+    )
     attention = self.attention.cost(
       images, queries=0, keys=0, sums=0, products=attended
     )
     convolution = self.convolution.cost(images, convolved, 0, 0)
-    *size, features = self.shape
-    pixels = images * self.turns * self.rows * size[1]
-    projected = 2 * projections * pixels * 3 * self.channels * features
-    itemsize = self.attention.problem.dtypes[1].itemsize
-    channels = max(self.channels, features)
-    moved = kernels.moved_bytes(self.attention.problem.keys, channels, itemsize)
+    projected = images * math.prod(self.shape) * 3 * self.channels
+    itemsize = problem.dtypes[1].itemsize
+    moved = inputs * kernels.moved_bytes(problem.keys, self.channels, itemsize)
+    moved += outputs * kernels.moved_bytes(
+      problem.queries, self.attention.channels, itemsize
+    )
     return pl.CostEstimate(
-      flops=projected + attention.flops + convolution.flops,
+      flops=2 * projections * projected + attention.flops + convolution.flops,
       transcendentals=attention.transcendentals,
-      bytes_accessed=images * maps * moved,
+      bytes_accessed=images * moved,
     )
 
 
 def make_plan(problem: geometry.Problem) -> Plan:
   """The plan of a layer, with whole images."""
   attention = attention_plan.make_plan(problem.attention)
-  attention = attention._replace(turns=attention.bands[0])
+  attention = attention._replace(
+    turns=attention.bands[0], query_strides=problem.attention.strides
+  )
   heads = problem.attention.heads
   maps, size = (heads,) * 3, problem.attention.keys
   convolution = convolution_plan.make_plan(
     problem.convolution, maps, size, problem.taps, heads
   )
-  whole = -(-size[0] // convolution.rows)
+  whole = -(-problem.attention.queries[0] // convolution.rows)
   convolution = convolution._replace(turns=whole)
   return Plan(attention, convolution, problem.channels)

@@ -134,13 +134,6 @@ def relative_keys(
   return (k.astype(dtype) - position[None, :, :, None]) * k.shape[-1] ** -0.5
 
 
-def slope_gradient(dk: Float[Array, 'b h w n d']) -> Float32[Array, '2 d']:
-  """Gradient of the slopes, of that of the keys."""
-  places = jnp.asarray(_positions(dk), jnp.float32)
-  sums = dk.sum((0, 3), dtype=jnp.float32)
-  return -jnp.einsum('hwd,hwp->pd', sums, places, precision='highest')
-
-
 def with_positions(attend: Callable) -> Callable:
   """An attention of (problem, q, relative keys, v) as one of slopes, too."""
 

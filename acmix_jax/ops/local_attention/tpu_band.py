@@ -9,7 +9,51 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from acmix_jax.ops import kernels
-from acmix_jax.ops.local_attention import geometry, tpu_plan
+from acmix_jax.ops.local_attention import tpu_plan
+
+
+def fill_queries(plan: tpu_plan.Plan, frame, ref, block):
+  """Copies the queries of a block into a frame of zeros."""
+  size = [(x - 1) * plan.query_strides + 1 for x in plan.problem.queries]
+  _fill(frame, ref, block, size)
+
+
+def fill_outputs(plan: tpu_plan.Plan, frame, ref, block):
+  """Copies the gradients of the outputs of a block into a frame of zeros."""
+  _fill(frame, ref, block, plan.problem.queries)
+
+
+def _fill(frame, ref, block, size):
+  (_, rows, _, _), (height, width) = frame.shape, size
+
+  @functools.partial(kernels.repeat, rows)
+  def _(i):
+    inside = block * rows + i < height
+    place = jnp.where(inside, i, 0)
+    x = ref[0, place, :width].astype(jnp.float32)
+    write_row(frame, i, 0, jnp.where(inside, x, 0))
+
+
+def fill_keys(plan: tpu_plan.Plan, frame, ref):
+  """Copies the keys or values of a block into a frame of zeros."""
+
+  @functools.partial(kernels.repeat, plan.fetched)
+  def _(i):
+    x = ref[0, i, : plan.problem.keys[1]].astype(jnp.float32)
+    write_row(frame, i, plan.margin, x)
+
+
+def write_row(frame, row, column: int, x):
+  """Writes a row [columns, channels] of a map into a frame."""
+  lanes = slice(0, x.shape[1])
+  rows, columns = pl.ds(row, 1), pl.ds(column, len(x))
+  kernels.write_frame(frame, rows, columns, lanes, x)
+
+
+def read_row(frame, row, column: int, width: int, channels: int):
+  """The reverse of `write_row`."""
+  rows, columns = pl.ds(row, 1), pl.ds(column, width)
+  return kernels.read_frame(frame, rows, columns, slice(0, channels))
 
 
 class Band(NamedTuple):
@@ -32,61 +76,25 @@ class Band(NamedTuple):
     """Row and column among the bands of the map."""
     return self.block * self.plan.turns + self.row, self.column
 
-  def queries(self, lanes: slice):
-    """Index of the queries in those of the program."""
+  def queries(self, strides: int = 1):
+    """Rows and columns of the queries in those of the program."""
     rows, columns = self.plan.band
-    first = pl.multiple_of(self.column * columns, kernels.SUBLANES)
-    return 0, pl.ds(self.row * rows, rows), pl.ds(first, columns), lanes
-
-  def keys(self, first_row, lanes: slice):
-    """Index of the keys in rows that begin with `first_row` of the map."""
-    row, column = self.first_keys()
-    row, column = row - first_row, pl.multiple_of(column, kernels.SUBLANES)
+    first = pl.multiple_of(self.column * columns * strides, kernels.ALIGN)
     return (
-      pl.ds(row, self.plan.span[0]),
-      pl.ds(column, self.plan.span[1]),
-      lanes,
+      pl.ds(self.row * rows * strides, rows, strides),
+      pl.ds(first, columns, strides),
     )
 
-  def first_keys(self):
-    """Row and column of the first key."""
-    return [
+  def keys(self, first_row):
+    """Rows and columns of the keys in a frame that begins with a row."""
+    row, column = (
       self.plan.first_keys(band, axis) for axis, band in enumerate(self.place)
-    ]
-
-  def read_queries(self, ref, lanes: slice):
-    """The queries [pixels, lanes]; zeros beyond the map."""
-    first = [
-      band * size for band, size in zip(self.place, self.plan.band, strict=True)
-    ]
-    return inside(ref[self.queries(lanes)], first, self.plan.problem.queries)
-
-  def read_values(self, ref, lanes: slice):
-    """The values [pixels, lanes]; zeros beyond the map."""
-    first_row = self.plan.first_fetched(self.block)
-    x = ref[0, *self.keys(first_row, lanes)]
-    return inside(x, self.first_keys(), self.plan.problem.keys)
-
-  def read_keys(self, ref, slopes_ref, lanes: slice):
-    """The keys less their positions, scaled: [pixels, lanes].
-
-    Returns:
-      Numbers of the keys' dtype whose sum they are: 16 bits are too few for
-      positions, which grow with the map while those of a window differ little.
-    """
-    problem, dtype = self.plan.problem, ref.dtype
-    first_row = self.plan.first_fetched(self.block)
-    x = ref[0, *self.keys(first_row, lanes)].astype(jnp.float32)
-    for axis, first in enumerate(self.first_keys()):
-      line = first + lax.broadcasted_iota(jnp.int32, x.shape, axis)
-      position = line.astype(jnp.float32) - geometry.middle(problem.keys[axis])
-      x -= position * slopes_ref[axis : axis + 1, lanes][None]
-    x *= problem.depth**-0.5
-    x = inside(x, self.first_keys(), problem.keys)
-    if dtype == jnp.float32:
-      return [x]
-    rounded = x.astype(dtype)
-    return [rounded, (x - rounded.astype(jnp.float32)).astype(dtype)]
+    )
+    column = pl.multiple_of(column + self.plan.margin, kernels.ALIGN)
+    return (
+      pl.ds(row - first_row, self.plan.span[0]),
+      pl.ds(column, self.plan.span[1]),
+    )
 
   def log_counts(self, rows_ref, columns_ref):
     """How often each key is in each window [queries, keys]."""
@@ -108,13 +116,3 @@ def for_each_band(plan: tpu_plan.Plan, block, body):
     size = number.dtype.type(columns)
     row, column = lax.div(number, size), lax.rem(number, size)
     body(Band(plan, block, row, column))
-
-
-def inside(x, first, size):
-  """Flattens [rows, columns, lanes]; zeros beyond a map of `size` pixels."""
-  row, column = (
-    first[axis] + lax.broadcasted_iota(jnp.int32, x.shape, axis)
-    for axis in (0, 1)
-  )
-  x = jnp.where((row < size[0]) & (column < size[1]), x, 0)
-  return x.reshape(-1, x.shape[-1])

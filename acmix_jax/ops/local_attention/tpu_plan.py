@@ -1,19 +1,19 @@
 """How the kernels for TPU cut a local attention into programs."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Float32
 
 from acmix_jax.ops import kernels
 from acmix_jax.ops.local_attention import geometry
 
-# Queries of a product, and the widest map whose rows are not cut.
+# Queries of a product.
 _QUERIES = 128
-_UNCUT = 64
 # A core has 16 (v2 to v4), 64 (v5p, v7) or 128 MiB (v5e, v6e).
 VMEM = 56 * kernels.MIB
 
@@ -27,14 +27,15 @@ class Plan(NamedTuple):
   Attributes:
     problem: Sizes of the maps and the window.
     band: Rows and columns of the queries of a band.
-    span: Rows and columns of the keys of a band.
     turns: Bands of a block, along its rows.
+    query_strides: Pixels from a query to the next in the map that a program
+      is given: 1 if it holds the queries alone.
   """
 
   problem: geometry.Problem
   band: tuple[int, int]
-  span: tuple[int, int]
   turns: int
+  query_strides: int = 1
 
   @property
   def channels(self) -> int:
@@ -46,6 +47,24 @@ class Plan(NamedTuple):
     """Bands along the rows and the columns of the queries."""
     rows, columns = map(pl.cdiv, self.problem.queries, self.band)
     return rows, columns
+
+  @property
+  def span(self) -> tuple[int, int]:
+    """Rows and columns of the keys of a band."""
+    rows, columns = (
+      (size - 1) * self.problem.strides + self.problem.extent
+      for size in self.band
+    )
+    if self.bands[1] == 1:
+      columns = self.problem.keys[1]
+    return min(self.problem.keys[0], rows), kernels.round_up(
+      columns, kernels.ALIGN
+    )
+
+  @property
+  def margin(self) -> int:
+    """Columns of a frame of keys before the map: a band's begin a register."""
+    return self.problem.reach if self.bands[1] > 1 else 0
 
   @property
   def blocks(self) -> int:
@@ -65,11 +84,6 @@ class Plan(NamedTuple):
     """Rows of queries and of keys that belong to a block."""
     queries = self.turns * self.band[0]
     return queries, queries * self.problem.strides
-
-  @property
-  def columns(self) -> int:
-    """Columns of a map of keys in whole registers."""
-    return kernels.round_up(self.problem.keys[1], kernels.SUBLANES)
 
   @property
   def fetched(self) -> int:
@@ -94,17 +108,39 @@ class Plan(NamedTuple):
     return (block - self.lag) * self.rows[1]
 
   @property
+  def output_frame(self) -> tuple[int, int, int, int]:
+    """Shape of a frame of outputs, or of their gradients."""
+    columns = self.bands[1] * self.band[1]
+    return kernels.frame(self.rows[0], columns, self.channels)
+
+  @property
+  def query_frame(self) -> tuple[int, int, int, int]:
+    """Shape of a frame of queries, or of their gradients."""
+    _, rows, columns, _ = self.output_frame
+    strides = self.query_strides
+    return kernels.frame(rows * strides, columns * strides, self.channels)
+
+  def key_frame(self, rows: int) -> tuple[int, int, int, int]:
+    """Shape of a frame of so many rows of keys, or of their gradients."""
+    last = (self.bands[1] - 1) * self.band[1] * self.problem.strides
+    columns = max(last + self.span[1], self.margin + self.problem.keys[1])
+    return kernels.frame(rows, columns, self.channels)
+
+  @property
   def groups(self) -> list[slice]:
     """Lanes of whole heads that one product takes: a register, if possible."""
     return kernels.groups_of_heads(self.problem.heads, self.problem.depth)
 
   def first_keys(self, band, axis: int):
-    """First row (axis 0) or column (1) of keys of the band of that number."""
-    size = self.problem.keys[0], self.columns
-    align = (1, kernels.SUBLANES)[axis]
+    """First row (axis 0) or column (1) of keys of the band of that number.
+
+    A column may be one before the map, in its margin.
+    """
     first = band * (self.band[axis] * self.problem.strides)
-    first -= self.problem.reach
-    return first.clip(0, size[axis] - self.span[axis]) & -align
+    if axis:
+      return first - self.margin
+    last = self.problem.keys[0] - self.span[0]
+    return (first - self.problem.reach).clip(0, last)
 
   def count_tables(self) -> list[jax.Array]:
     """Log counts by row and by column [bands, band, span rows * columns]."""
@@ -123,52 +159,53 @@ class Plan(NamedTuple):
       tables.append(geometry.log_counts(query, key, size, problem))
     return tables
 
+  def offsets(self) -> Float32[np.ndarray, '2 n']:
+    """Rows and columns from the middle of a band's keys to each of them."""
+    lines = [np.arange(size) - geometry.middle(size) for size in self.span]
+    places = np.stack(np.meshgrid(*lines, indexing='ij'))
+    return places.reshape(2, -1).astype(np.float32)
+
   def query_spec(self) -> pl.BlockSpec:
     """The queries of a block; of the last one, where only keys are left."""
-    columns = self.bands[1] * self.band[1]
     return pl.BlockSpec(
-      (1, self.rows[0], columns, self.channels),
+      (1, self.rows[0], self.problem.queries[1], self.channels),
       lambda b, i: (b, jnp.minimum(i, self.blocks - 1), 0, 0),
     )
 
   def key_spec(self) -> pl.BlockSpec:
     """The keys that the queries of a block reach."""
-    if not self.lag:
-      shape = 1, self.fetched, self.columns, self.channels
-      return pl.BlockSpec(shape, lambda b, i: (b, 0, 0, 0))
-    missing = self.columns - self.problem.keys[1]
-    shape = (
-      pl.Element(1),
-      pl.Element(self.fetched),
-      pl.Element(self.columns, (0, missing)),
-      pl.Element(self.channels),
+    shape = 1, self.fetched, self.problem.keys[1], self.channels
+    return pl.BlockSpec(
+      tuple(map(pl.Element, shape)),
+      lambda b, i: (b, self.first_fetched(i), 0, 0),
     )
-    return pl.BlockSpec(shape, lambda b, i: (b, self.first_fetched(i), 0, 0))
 
   def key_gradient_spec(self) -> pl.BlockSpec:
     """The keys whose gradients are complete after a block."""
     return pl.BlockSpec(
-      (1, self.rows[1], self.columns, self.channels),
+      (1, self.rows[1], self.problem.keys[1], self.channels),
       lambda b, i: (b, jnp.maximum(i - self.lag, 0), 0, 0),
     )
 
-  def sum_shape(self) -> Any:
-    """Memory for the gradients of keys or values."""
-    return pltpu.VMEM((self.summed, self.columns, self.channels), jnp.float32)
+  @property
+  def frame_bytes(self) -> int:
+    """What all frames of the backward kernel take."""
+    keys = [self.key_frame(rows) for rows in (self.fetched, self.summed)]
+    shapes = [self.query_frame, *keys]
+    return 4 * math.prod(self.output_frame) + 8 * sum(map(math.prod, shapes))
 
   @property
   def vmem_bytes(self) -> int:
     """What the backward kernel holds at once, up to a few percent."""
     itemsize = self.problem.dtypes[1].itemsize
 
-    def row(columns, itemsize):
+    def row(columns):
       return kernels.map_bytes((1, columns), self.channels, itemsize)
 
     # All are fetched and stored while others compute.
-    fetched = 3 * self.rows[0] * row(self.bands[1] * self.band[1], itemsize)
-    fetched += 2 * (self.fetched + self.rows[1]) * row(self.columns, itemsize)
-    sums = 2 * self.summed * row(self.columns, 4)
-    return 2 * fetched + sums + self.logit_bytes
+    fetched = 3 * self.rows[0] * row(self.problem.queries[1])
+    fetched += 2 * (self.fetched + self.rows[1]) * row(self.problem.keys[1])
+    return 2 * fetched + self.frame_bytes + self.logit_bytes
 
   @property
   def logit_bytes(self) -> int:
@@ -204,26 +241,53 @@ class Plan(NamedTuple):
 
 
 def make_plan(problem: geometry.Problem) -> Plan:
-  """The plan of the fewest blocks that the chip has room for."""
-  columns = kernels.round_up(problem.queries[1], kernels.SUBLANES)
-  if columns > _UNCUT:
-    columns = _UNCUT // 2
-  bands = pl.cdiv(problem.queries[0], max(1, _QUERIES // columns))
-  rows = pl.cdiv(problem.queries[0], bands)
-  # A cut starts up to so many columns before the first key it needs.
-  extra = kernels.SUBLANES - 1
-  needed = (columns - 1) * problem.strides + problem.extent + extra
-  span = (
-    min(problem.keys[0], (rows - 1) * problem.strides + problem.extent),
-    kernels.round_up(min(problem.keys[1], needed), kernels.SUBLANES),
+  """The plan of the least work that the chip has room for."""
+  plans = [_cut(problem, band) for band in _bands(problem)]
+  return next((x for x in plans if x.vmem_bytes <= VMEM), plans[0])
+
+
+def _bands(problem: geometry.Problem) -> list[tuple[int, int]]:
+  """Rows and columns of a band, those of the least work first."""
+  whole = kernels.round_up(problem.queries[1], kernels.ALIGN)
+  bands = {
+    (min(problem.queries[0], max(1, _QUERIES // columns)), columns)
+    for columns in range(
+      kernels.ALIGN, min(whole, max(kernels.ALIGN, _QUERIES)) + 1, kernels.ALIGN
+    )
+  }
+  return sorted(
+    {
+      # Bands of as many rows each.
+      (-(-problem.queries[0] // -(-problem.queries[0] // rows)), columns)
+      for most, columns in bands
+      for rows in range(1, most + 1)
+    },
+    key=lambda band: _work(Plan(problem, band, 1)),
   )
-  plan = Plan(problem, (rows, columns), span, bands)
-  for blocks in range(1, bands + 1):
-    smaller = plan._replace(turns=pl.cdiv(bands, blocks))
-    # Keys that a block begins with are complete after the next one.
-    if smaller.rows[1] < span[0] and blocks > 1:
-      break
-    plan = smaller
+
+
+def _work(plan: Plan) -> tuple[int, int]:
+  """What the matrix unit is busy with; bands, each of which has to wait."""
+  bands, heads = (
+    math.prod(plan.bands),
+    plan.groups[0].stop // plan.problem.depth,
+  )
+  queries = max(heads * math.prod(plan.band), kernels.LANES)
+  keys = kernels.round_up(math.prod(plan.span), kernels.LANES)
+  return bands * queries * keys, bands
+
+
+def _cut(problem: geometry.Problem, band: tuple[int, int]) -> Plan:
+  """The plan of the fewest blocks that the chip has room for."""
+  plan = Plan(problem, band, 1)
+  bands = plan.bands[0]
+  plan = plan._replace(turns=bands)
+  for blocks in range(2, bands + 1):
     if plan.vmem_bytes <= VMEM:
       break
+    smaller = plan._replace(turns=pl.cdiv(bands, blocks))
+    # Keys that a block begins with are complete after the next one.
+    if smaller.rows[1] < plan.span[0]:
+      break
+    plan = smaller
   return plan

@@ -93,31 +93,24 @@ def spread(weights, kernel_ref, plan: tpu_plan.Plan):
       weights[product, tap] = x.reshape(plan.channels).astype(weights.dtype)
 
 
-def _sheets(lanes: slice):
-  """Sheets of a frame with these lanes, each as a slice."""
-  first, end = lanes.start // kernels.LANES, -(-lanes.stop // kernels.LANES)
-  return [slice(i, i + 1) for i in range(first, end)]
-
-
 def _read(frame, plan: tpu_plan.Plan, row, column, lanes, strides=1):
   """The pixels of a product [rows * columns, lanes], any column the first."""
-  rows = pl.ds(row, plan.rows, strides)
-  columns = pl.ds(column, plan.columns, strides)
-  parts = [frame[sheet, rows, columns] for sheet in _sheets(lanes)]
-  parts = [x.reshape(-1, kernels.LANES) for x in parts]
-  x = jnp.concatenate(parts, 1)[:, : lanes.stop - lanes.start]
-  return x.astype(plan.problem.dtype)
+  place = _place(plan, row, column, strides)
+  return kernels.read_frame(frame, *place, lanes).astype(plan.problem.dtype)
 
 
 def _write(frame, plan: tpu_plan.Plan, row, column, lanes, strides, x):
   """The reverse of `_read`."""
-  rows = pl.ds(row, plan.rows, strides)
-  columns = pl.ds(column, plan.columns, strides)
-  if missing := -x.shape[1] % kernels.LANES:
-    x = jnp.concatenate([x, jnp.zeros((len(x), missing), x.dtype)], 1)
-  for i, sheet in enumerate(_sheets(lanes)):
-    part = x[:, i * kernels.LANES : (i + 1) * kernels.LANES]
-    frame[sheet, rows, columns] = part.reshape(1, plan.rows, plan.columns, -1)
+  place = _place(plan, row, column, strides)
+  kernels.write_frame(frame, *place, lanes, x)
+
+
+def _place(plan: tpu_plan.Plan, row, column, strides):
+  rows, columns = (
+    pl.ds(row, plan.rows, strides),
+    pl.ds(column, plan.columns, strides),
+  )
+  return rows, columns
 
 
 def convolve_block(plan: tpu_plan.Plan, frame, weights, out_ref):

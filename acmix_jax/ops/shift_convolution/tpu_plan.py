@@ -11,8 +11,6 @@ from acmix_jax.ops.shift_convolution import geometry
 # Pixels of a product, and bytes on chip that a program may take.
 _PIXELS = 256
 _VMEM = 14 * kernels.MIB
-# Rows of 32-bit numbers in a register.
-_ALIGN = 8
 
 
 class Piece(NamedTuple):
@@ -65,7 +63,7 @@ class Side(NamedTuple):
   @property
   def left(self) -> int:
     """Column of the frame with the first one of the map."""
-    return kernels.round_up(self.margins[1], _ALIGN)
+    return kernels.round_up(self.margins[1], kernels.ALIGN)
 
   @property
   def rows(self) -> int:
@@ -74,16 +72,9 @@ class Side(NamedTuple):
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """Sheets, rows, columns and lanes of the frame.
-
-    The compiler skips pixels of arrays of 128 lanes only.
-    """
-    return (
-      -(-self.lanes[-1].stop // kernels.LANES),
-      self.rows,
-      kernels.round_up(self.left + self.columns + self.margins[1], _ALIGN),
-      kernels.LANES,
-    )
+    """Sheets, rows, columns and lanes of the frame."""
+    columns = self.left + self.columns + self.margins[1]
+    return kernels.frame(self.rows, columns, self.lanes[-1].stop)
 
   @property
   def span(self) -> int:
@@ -145,7 +136,9 @@ class Plan(NamedTuple):
   def groups(self) -> int:
     """Groups of a product: all, or so few that a register has the outputs."""
     depth = self.problem.depth
-    sizes = [x for x in range(_ALIGN, depth, _ALIGN) if depth % x == 0]
+    sizes = [
+      x for x in range(kernels.ALIGN, depth, kernels.ALIGN) if depth % x == 0
+    ]
     sizes.append(depth)
     few = [x for x in sizes if x * self.outputs <= kernels.LANES]
     return max(few, default=sizes[0])

@@ -14,8 +14,6 @@ from acmix_jax.ops.shifted_windows import geometry
 
 # Bytes on chip that a program may take.
 VMEM = 48 * kernels.MIB
-# Rows of 32-bit numbers in a register.
-_ALIGN = 8
 _MASKED = np.float32(-1e30)
 
 
@@ -31,7 +29,7 @@ class Plan(NamedTuple):
   @property
   def span(self) -> int:
     """Columns that are read of a window."""
-    return kernels.round_up(self.problem.window_size, _ALIGN)
+    return kernels.round_up(self.problem.window_size, kernels.ALIGN)
 
   @property
   def tokens(self) -> int:
@@ -55,7 +53,7 @@ class Plan(NamedTuple):
     There are columns to read beyond the last window.
     """
     rows, columns = self.problem.window_size, self.problem.padded[1]
-    columns = kernels.round_up(columns, _ALIGN) + _ALIGN
+    columns = kernels.round_up(columns, kernels.ALIGN) + kernels.ALIGN
     return len(self.groups), rows, columns, self.groups[0].stop
 
   def masks(

@@ -108,10 +108,11 @@ def test_kernels_equal_the_reference(platform, case):
   assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
-def test_gpu_kernel_has_positions_that_its_keys_have_no_bits_for():
+@pytest.mark.parametrize('platform', _KERNELS)
+def test_kernels_have_positions_that_their_keys_have_no_bits_for(platform):
   case = Case(3, 130, heads=1, kernel=3, dtype='bfloat16', slope=4)
   inputs, dout, wanted = problem(case)
-  compute = jax.jit(functools.partial(run, pallas_gpu, case))
+  compute = jax.jit(functools.partial(run, _KERNELS[platform], case))
   assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
@@ -132,7 +133,7 @@ def test_tpu_kernel_cuts_wide_maps_along_their_rows():
   ids=str,
 )
 def test_tpu_kernel_cuts_maps_into_blocks_of_rows(case, monkeypatch):
-  for name, value in (('VMEM', 1), ('_QUERIES', 32), ('_UNCUT', 32)):
+  for name, value in (('VMEM', 1), ('_QUERIES', 32)):
     monkeypatch.setattr(tpu_plan, name, value)
   inputs, dout, wanted = problem(case)
   compute = jax.jit(functools.partial(run, pallas_tpu, case))
