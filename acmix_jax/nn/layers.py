@@ -59,23 +59,21 @@ class Dense(nn.Module):
 
   def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b f']:
     """Applies the layer to each position."""
-    return dense.dense(*self.arguments(x))
+    weights = self.weights(x.shape[-1])
+    return dense.dense(*nn.dtypes.promote_dtype(x, *weights, dtype=self.dtype))
 
   @nn.compact
-  def arguments(
-    self, x: Float[Array, '*b c']
-  ) -> tuple[
-    Float[Array, '*b c'], Float[Array, 'c f'], Float[Array, ' f'] | None
-  ]:
-    """x, the kernel and the bias in the computation dtype."""
-    channels = x.shape[-1]
+  def weights(
+    self, channels: int
+  ) -> tuple[Float[Array, 'c f'], Float[Array, ' f'] | None]:
+    """The kernel and the bias, of inputs of so many channels."""
     shape = channels, self.features
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
     bias = None
     if self.use_bias:
       init = self.bias_init or torch_bias(channels)
       bias = self.param('bias', init, (self.features,), self.param_dtype)
-    return tuple(nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+    return kernel, bias
 
 
 class Conv(nn.Module):

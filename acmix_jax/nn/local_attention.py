@@ -93,18 +93,19 @@ class LocalAttention(attention.Attention):
     ):
       return None
     checks.check_map('LocalAttention', x)
-    projections = [
-      layer.arguments(x) for layer in (self.query, self.key, self.value)
+    weights = [
+      layer.weights(x.shape[3]) for layer in (self.query, self.key, self.value)
     ]
-    x = projections[0][0]
-    kernels, biases = (jnp.stack([p[i] for p in projections]) for i in (1, 2))
+    x, *weights = nn.dtypes.promote_dtype(
+      x, *map(jnp.stack, zip(*weights, strict=True)), dtype=self.dtype
+    )
     # All is linear in the maps of the convolution: one product of weights.
     fc_kernel, depthwise_kernel, _ = convolution.make_weights(
       3 * self.num_heads, self.features
     )
     kernel = jnp.einsum('mt,yxtc->yxmc', beta * fc_kernel, depthwise_kernel)
     return local_acmix.local_acmix(
-      *(x, kernels, biases),
+      *(x, *weights),
       self.position(*x.shape[1:3]),
       kernel.astype(x.dtype),
       jnp.asarray(alpha),

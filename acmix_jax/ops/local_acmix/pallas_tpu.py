@@ -7,17 +7,16 @@ other, and backwards the gradients of the projections.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
-from acmix_jax.ops import derivatives, kernels, sharding
+from acmix_jax.ops import derivatives, kernels, sharding, tpu_projection
 from acmix_jax.ops.local_acmix import geometry, tpu_plan
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.local_attention import pallas_tpu as attention_kernel
@@ -26,7 +25,6 @@ from acmix_jax.ops.local_attention import tpu_plan as attention_plan
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
 from acmix_jax.ops.shift_convolution import shifts
 
-_dot = kernels.dot
 # The only block of an image.
 _BLOCK = np.int32(0)
 
@@ -69,86 +67,63 @@ def combine(
 interpret = functools.partial(combine, interpret=True)
 
 
-def _for_each_part(plan: tpu_plan.Plan, body):
-  """Calls body(index, inside) for the parts of an image.
+class _Inputs(NamedTuple):
+  """What both kernels read, beside the gradient of the output: references.
 
-  Args:
-    plan: Sizes.
-    body: Function of the index of a part, and of another that makes such a
-      part a matrix [pixels, channels], zero beyond the map.
+  Attributes:
+    x: Image.
+    projection: Weights of queries, keys and values.
+    bias: Their biases.
+    slopes: This one and the next three: see `attention_kernel.Constants`.
+    offsets: See there.
+    rows: See there.
+    columns: See there.
+    taps: Weights of the convolution.
+    alpha: Factor of the attention.
   """
-  height, width = plan.attention.problem.keys
 
-  @functools.partial(kernels.repeat, plan.turns)
-  def _(turn):
-    first = turn * plan.rows
+  x: Any
+  projection: Any
+  bias: Any
+  slopes: Any
+  offsets: Any
+  rows: Any
+  columns: Any
+  taps: Any
+  alpha: Any
 
-    def inside(x):
-      row = first + lax.broadcasted_iota(jnp.int32, x.shape, 0)
-      column = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-      x = jnp.where((row < height) & (column < width), x, 0)
-      return x.reshape(-1, x.shape[-1])
-
-    body((0, pl.ds(first, plan.rows)), inside)
-
-
-def _project(plan: tpu_plan.Plan, x_ref, projection_ref, bias_ref, maps):
-  """Writes the queries, keys and values."""
-
-  def project(index, inside):
-    x = inside(x_ref[index])
-    for i, ref in enumerate(maps):
-      y = _dot(x, projection_ref[i], 1, 0) + bias_ref[i : i + 1]
-      y = y.astype(ref.dtype)
-      ref[index] = y.reshape(plan.rows, *ref.shape[2:])
-
-  _for_each_part(plan, project)
+  @property
+  def constants(self) -> attention_kernel.Constants:
+    """What the attention needs."""
+    return attention_kernel.Constants(*self[3:7])
 
 
-def _differentiate_projections(
-  plan: tpu_plan.Plan, x_ref, projection_ref, dmaps, results
-):
-  """Writes the gradient of the input, and adds to those of the projections."""
-  dx_ref, dprojection_ref, dbias_ref = results
-
-  def differentiate(index, inside):
-    x, dx = inside(x_ref[index]), 0
-    for i, ref in enumerate(dmaps):
-      dmap = inside(ref[index])
-      dx += _dot(dmap, projection_ref[i], 1, 1)
-      dprojection_ref[0, i] += _dot(x, dmap, 0, 0)
-      dbias_ref[0, i : i + 1] += dmap.astype(jnp.float32).sum(0, keepdims=True)
-    dx = dx.reshape(plan.rows, *dx_ref.shape[2:])
-    dx_ref[index] = dx.astype(dx_ref.dtype)
-
-  _for_each_part(plan, differentiate)
+_COUNT = len(_Inputs._fields)
 
 
 def _forward_kernel(*refs, plan: tpu_plan.Plan):
-  (x_ref, *weights_refs), constants, refs = refs[:3], refs[3:7], refs[7:]
-  (taps_ref, alpha_ref, out_ref), refs = refs[:3], refs[3:]
-  inputs, frames, (out, frame, weights) = refs[:3], refs[3:6], refs[6:]
+  inputs, (out_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
+  projected, maps = refs[:3], attention_kernel.Maps(*refs[3:6])
+  out, frame, weights = refs[6:]
   attention, convolution, _ = plan
-  maps = attention_kernel.Maps(*frames)
-  constants = attention_kernel.Constants(*constants)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
-    convolution_kernel.spread(weights, taps_ref, convolution)
+    convolution_kernel.spread(weights, inputs.taps, convolution)
     attention_kernel.clear(maps)
 
-  _project(plan, x_ref, *weights_refs, inputs)
+  tpu_projection.project(plan.parts, *inputs[:3], projected)
   side = convolution.inputs(convolution.reach)
-  convolution_kernel.fill(frame, inputs, side, _BLOCK)
+  convolution_kernel.fill(frame, projected, side, _BLOCK)
   convolution_kernel.convolve_block(convolution, frame, weights, out)
-  maps.fill(attention, inputs, _BLOCK)
+  maps.fill(attention, projected, _BLOCK)
 
   def add(band, lanes, attended):
     index = 0, *band.queries(), lanes
     attended = attended.reshape(*attention.band, -1)
-    out[index] += alpha_ref[0] * attended
+    out[index] += inputs.alpha[0] * attended
 
-  attention_kernel.attend_block(attention, maps, constants, _BLOCK, add)
+  attention_kernel.attend_block(attention, maps, inputs.constants, _BLOCK, add)
   height, width = out_ref.shape[1:3]
 
   @functools.partial(kernels.repeat, height)
@@ -157,37 +132,37 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
 
 
 def _backward_kernel(*refs, plan: tpu_plan.Plan):
-  (x_ref, *weights_refs), constants, refs = refs[:3], refs[3:7], refs[7:]
-  (taps_ref, alpha_ref, dout_ref, dx_ref), refs = refs[:4], refs[4:]
-  results, inputs, (*frames, attention_dout) = refs[:5], refs[5:8], refs[8:12]
-  gradients, (x, dx, dout, weights) = refs[12:15], refs[15:]
+  inputs, (dout_ref, dx_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
+  results, refs = refs[:5], refs[5:]
+  dprojection, dbias, dtaps, dalpha, dslopes = results
+  projected, maps = refs[:3], attention_kernel.Maps(*refs[3:6])
+  attention_dout, gradients = refs[6], attention_kernel.Gradients(*refs[7:10])
+  x, dx, dout, weights = refs[10:]
   attention, convolution, _ = plan
-  maps = attention_kernel.Maps(*frames)
-  constants = attention_kernel.Constants(*constants)
-  gradients = attention_kernel.Gradients(*gradients)
 
   @pl.when(pl.program_id(1) == 0)
   def _():
-    convolution_kernel.spread(weights, taps_ref, convolution)
+    convolution_kernel.spread(weights, inputs.taps, convolution)
     attention_kernel.clear([*maps, attention_dout, *results])
 
-  _project(plan, x_ref, *weights_refs, inputs)
+  tpu_projection.project(plan.parts, *inputs[:3], projected)
   side = convolution.inputs((0, 0))
-  convolution_kernel.fill(x, inputs, side, _BLOCK)
+  convolution_kernel.fill(x, projected, side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
   convolution_kernel.differentiate_block(
-    convolution, x, dx, dout, weights, results[2]
+    convolution, x, dx, dout, weights, dtaps
   )
   # Those of the queries, too: there are none between the strides.
   attention_kernel.clear(gradients)
-  maps.fill(attention, inputs, _BLOCK)
+  maps.fill(attention, projected, _BLOCK)
   tpu_band.fill_outputs(attention, attention_dout, dout_ref, _BLOCK)
   attention_kernel.differentiate_block(
-    attention, maps, constants, _BLOCK, attention_dout, gradients, results[4]
+    *(attention, maps, inputs.constants, _BLOCK),
+    *(attention_dout, gradients, dslopes),
   )
-  _add_paths(plan, inputs, dx, gradients, alpha_ref, results[3])
-  _differentiate_projections(
-    plan, x_ref, weights_refs[0], inputs, (dx_ref, *results[:2])
+  _add_paths(plan, projected, dx, gradients, inputs.alpha, dalpha)
+  tpu_projection.differentiate(
+    plan.parts, *inputs[:2], projected, dx_ref, dprojection, dbias
   )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax.experimental import pallas as pl
 
-from acmix_jax.ops import kernels
+from acmix_jax.ops import kernels, tpu_projection
 from acmix_jax.ops.local_acmix import geometry
 from acmix_jax.ops.local_attention import tpu_plan as attention_plan
 from acmix_jax.ops.shift_convolution import tpu_plan as convolution_plan
@@ -25,25 +25,21 @@ class Plan(NamedTuple):
   channels: int
 
   @property
-  def rows(self) -> int:
-    """Rows that a product of the projections takes."""
-    return self.convolution.rows * self.convolution.problem.strides
-
-  @property
-  def turns(self) -> int:
-    """Such products."""
-    return self.convolution.turns
+  def parts(self) -> tpu_projection.Parts:
+    """Rows of an image that the products of the projections take."""
+    rows = self.convolution.rows * self.convolution.problem.strides
+    size = self.attention.problem.keys
+    return tpu_projection.Parts(size, rows, self.convolution.turns)
 
   @property
   def shape(self) -> tuple[int, int, int]:
     """Rows, columns and channels of queries, keys or values."""
-    columns = kernels.round_up(self.attention.problem.keys[1], kernels.SUBLANES)
-    return self.rows * self.turns, columns, self.attention.channels
+    return *self.parts.padded, self.attention.channels
 
   @property
   def input(self) -> tuple[int, int, int]:
     """Rows, columns and channels that a program touches of the input."""
-    return *self.shape[:2], self.channels
+    return *self.parts.padded, self.channels
 
   @property
   def outputs(self) -> tuple[int, int, int]:
