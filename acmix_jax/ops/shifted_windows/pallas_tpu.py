@@ -10,6 +10,7 @@ Heads stay side by side in the lanes, as in `local_attention.pallas_tpu`.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,42 +65,25 @@ def attend(
 interpret = functools.partial(attend, interpret=True)
 
 
-def _for_each_row(plan: tpu_plan.Plan, number: int, body):
-  """Calls body(index in a frame, index in the maps) for the rows of a program.
+class Constants(NamedTuple):
+  """What is added to the logits: references.
 
-  Args:
-    plan: Sizes.
-    number: 0 for the queries or outputs, 1 for the keys, 2 for the values.
-    body: Function of two indices of the same pixels and channels.
+  Attributes:
+    bias: Of each head [n, tokens, tokens].
+    masks: Different masks [p, tokens, tokens].
+    index: Which mask a window has [rows, columns].
   """
 
-  @functools.partial(kernels.repeat, plan.problem.window_size)
-  def _(i):
-    for sheet, lanes in enumerate(plan.groups):
-      first = number * plan.channels + lanes.start
-      width = lanes.stop - lanes.start
-      body(
-        (sheet, i, slice(plan.problem.padded[1]), slice(width)),
-        (0, i, slice(None), slice(first, first + width)),
-      )
+  bias: Any
+  masks: Any
+  index: Any
 
-
-def _fill(plan: tpu_plan.Plan, frame, ref, number: int = 0):
-  """Copies a row of windows into a frame."""
-
-  def copy(inside, outside):
-    frame[inside] = ref[outside].astype(jnp.float32)
-
-  _for_each_row(plan, number, copy)
-
-
-def _store(plan: tpu_plan.Plan, frame, ref, number: int = 0):
-  """The reverse of `_fill`."""
-
-  def copy(inside, outside):
-    ref[outside] = frame[inside].astype(ref.dtype)
-
-  _for_each_row(plan, number, copy)
+  def softmax(self, logits, heads: slice, mask) -> jax.Array:
+    """Weights [heads * tokens, tokens]."""
+    logits = logits.reshape(-1, *mask.shape) + self.bias[heads] + mask[None]
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights *= 1 / weights.sum(-1, keepdims=True)
+    return weights.reshape(-1, weights.shape[-1])
 
 
 class _Window(NamedTuple):
@@ -141,94 +125,148 @@ class _Window(NamedTuple):
     frame[self._index(side)] = x
 
 
-class _Constants(NamedTuple):
-  """What is added to the logits: references.
+class Row(NamedTuple):
+  """A row of windows, whose pixels kernels copy into frames.
 
   Attributes:
-    bias: Of each head [n, tokens, tokens].
-    masks: Different masks [p, tokens, tokens].
-    index: Which mask a window has [rows, columns].
+    plan: Sizes.
+    number: Which of the map's rows of windows it is.
   """
 
-  bias: Any
-  masks: Any
-  index: Any
+  plan: tpu_plan.Plan
+  number: Any
 
-  def softmax(self, logits, heads: slice, mask) -> jax.Array:
-    """Weights [heads * tokens, tokens]."""
-    logits = logits.reshape(-1, *mask.shape) + self.bias[heads] + mask[None]
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights *= 1 / weights.sum(-1, keepdims=True)
-    return weights.reshape(-1, weights.shape[-1])
+  def fill(self, frame: Any, ref: Any, row: Any = 0, lane: int = 0):
+    """Copies pixels into a frame.
 
+    Args:
+      frame: Frame.
+      ref: Maps [1, rows, columns, channels].
+      row: The first row in the maps.
+      lane: The first channel there.
+    """
 
-def _for_each_window(plan, constants, body):
-  """Calls body(window, mask) for all groups of all windows."""
-  row = pl.program_id(2)
+    def copy(inside, outside):
+      frame[inside] = ref[outside].astype(jnp.float32)
 
-  @functools.partial(kernels.repeat, plan.problem.windows[1])
-  def _(number):
-    mask = constants.masks[constants.index[row, number]]
-    for sheet in range(len(plan.groups)):
-      body(_Window(plan, number * plan.problem.window_size, sheet), mask)
+    self._for_each_line(row, lane, copy)
+
+  def store(self, frame: Any, ref: Any, row: Any = 0, lane: int = 0):
+    """The reverse of `fill`."""
+
+    def copy(inside, outside):
+      ref[outside] = frame[inside].astype(ref.dtype)
+
+    self._for_each_line(row, lane, copy)
+
+  def _for_each_line(self, row, lane, body):
+    """Calls body(index in a frame, index in the maps) of the same pixels."""
+    columns = slice(self.plan.problem.padded[1])
+
+    @functools.partial(kernels.repeat, self.plan.problem.window_size)
+    def _(i):
+      for sheet, lanes in enumerate(self.plan.groups):
+        first, width = lane + lanes.start, lanes.stop - lanes.start
+        body(
+          (sheet, i, columns, slice(width)),
+          (0, row + i, columns, slice(first, first + width)),
+        )
+
+  def attend(self, constants: Constants, frames: Sequence[Any]):
+    """Writes the outputs in the place of the queries.
+
+    Args:
+      constants: What is added to the logits.
+      frames: Frames of queries, keys and values.
+    """
+    dtype, depth = self.plan.problem.dtype, self.plan.problem.depth
+
+    def attend(window, mask):
+      q, k, v = map(window.read, frames)
+      q = kernels.spread_heads((q * depth**-0.5).astype(dtype), depth)
+      logits = _dot(q, k.astype(dtype), 1, 1)
+      weights = constants.softmax(logits, window.heads, mask).astype(dtype)
+      out = _dot(weights, v.astype(dtype), 1, 0)
+      # No other window reads these queries.
+      window.write(frames[0], kernels.collect_heads(out, depth))
+
+    self._for_each_window(constants, attend)
+
+  def differentiate(
+    self,
+    constants: Constants,
+    frames: Sequence[Any],
+    dbias_ref: Any,
+    *,
+    again: bool = False,
+  ):
+    """Writes the gradients of the maps in their place.
+
+    Args:
+      constants: What is added to the logits.
+      frames: Frames of queries, keys, values, and gradients of the outputs.
+      dbias_ref: Gradient of the bias, to add to.
+      again: Whether to write the outputs in the place of their gradients.
+    """
+    dtype, depth = self.plan.problem.dtype, self.plan.problem.depth
+
+    def differentiate(window, mask):
+      q, k, v, dout = map(window.read, frames)
+      k, v = k.astype(dtype), v.astype(dtype)
+      q = kernels.spread_heads((q * depth**-0.5).astype(dtype), depth)
+      dout = kernels.spread_heads(dout.astype(dtype), depth)
+      weights = constants.softmax(_dot(q, k, 1, 1), window.heads, mask)
+      dweights = _dot(dout, v, 1, 1)
+      mean = (weights * dweights).sum(-1, keepdims=True)
+      dlogits = weights * (dweights - mean)
+      dbias_ref[0, window.heads] += dlogits.reshape(-1, *mask.shape)
+      dlogits, weights = dlogits.astype(dtype), weights.astype(dtype)
+      dq = kernels.collect_heads(_dot(dlogits, k, 1, 0), depth) * depth**-0.5
+      results = [dq, _dot(dlogits, q, 0, 0), _dot(weights, dout, 0, 0)]
+      if again:
+        results.append(kernels.collect_heads(_dot(weights, v, 1, 0), depth))
+      # No other window reads these pixels.
+      for frame, x in zip(frames, results, strict=False):
+        window.write(frame, x)
+
+    self._for_each_window(constants, differentiate)
+
+  def _for_each_window(self, constants, body):
+    """Calls body(window, mask) for all groups of all windows."""
+
+    @functools.partial(kernels.repeat, self.plan.problem.windows[1])
+    def _(number):
+      mask = constants.masks[constants.index[self.number, number]]
+      for sheet in range(len(self.plan.groups)):
+        first = number * self.plan.problem.window_size
+        body(_Window(self.plan, first, sheet), mask)
 
 
 def _forward_kernel(*refs, plan: tpu_plan.Plan):
   maps_ref, *constants, out_ref, q_frame, k_frame, v_frame = refs
-  constants, depth = _Constants(*constants), plan.problem.depth
-  frames, dtype = (q_frame, k_frame, v_frame), plan.problem.dtype
+  row, frames = Row(plan, pl.program_id(2)), (q_frame, k_frame, v_frame)
   for number, frame in enumerate(frames):
-    _fill(plan, frame, maps_ref, number)
-
-  def attend_window(window, mask):
-    q, k, v = map(window.read, frames)
-    q = kernels.spread_heads((q * depth**-0.5).astype(dtype), depth)
-    logits = _dot(q, k.astype(dtype), 1, 1)
-    weights = constants.softmax(logits, window.heads, mask).astype(dtype)
-    out = _dot(weights, v.astype(dtype), 1, 0)
-    # In place: no other window reads these queries.
-    window.write(q_frame, kernels.collect_heads(out, depth))
-
-  _for_each_window(plan, constants, attend_window)
-  _store(plan, q_frame, out_ref)
+    row.fill(frame, maps_ref, lane=number * plan.channels)
+  row.attend(Constants(*constants), frames)
+  row.store(q_frame, out_ref)
 
 
 def _backward_kernel(*refs, plan: tpu_plan.Plan):
   (maps_ref, *constants), refs = refs[:4], refs[4:]
   dout_ref, dmaps_ref, dbias_ref, *frames = refs
-  constants, depth = _Constants(*constants), plan.problem.depth
-  dtype = plan.problem.dtype
+  row = Row(plan, pl.program_id(2))
 
   @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
   def _():
     dbias_ref[...] = jnp.zeros_like(dbias_ref)
 
-  *map_frames, dout_frame = frames
-  for number, frame in enumerate(map_frames):
-    _fill(plan, frame, maps_ref, number)
-  _fill(plan, dout_frame, dout_ref)
-
-  def differentiate_window(window, mask):
-    q, k, v, dout = map(window.read, frames)
-    k, v = k.astype(dtype), v.astype(dtype)
-    q = kernels.spread_heads((q * depth**-0.5).astype(dtype), depth)
-    dout = kernels.spread_heads(dout.astype(dtype), depth)
-    weights = constants.softmax(_dot(q, k, 1, 1), window.heads, mask)
-    dweights = _dot(dout, v, 1, 1)
-    mean = (weights * dweights).sum(-1, keepdims=True)
-    dlogits = weights * (dweights - mean)
-    dbias_ref[0, window.heads] += dlogits.reshape(-1, *mask.shape)
-    dlogits = dlogits.astype(dtype)
-    dq = kernels.collect_heads(_dot(dlogits, k, 1, 0), depth) * depth**-0.5
-    dk = _dot(dlogits, q, 0, 0)
-    dv = _dot(weights.astype(dtype), dout, 0, 0)
-    # In place: no other window reads these pixels.
-    for frame, x in zip(map_frames, (dq, dk, dv), strict=True):
-      window.write(frame, x)
-
-  _for_each_window(plan, constants, differentiate_window)
-  for number, frame in enumerate(map_frames):
-    _store(plan, frame, dmaps_ref, number)
+  lanes = [number * plan.channels for number in range(3)]
+  for frame, lane in zip(frames, lanes, strict=False):
+    row.fill(frame, maps_ref, lane=lane)
+  row.fill(frames[3], dout_ref)
+  row.differentiate(Constants(*constants), frames, dbias_ref)
+  for frame, lane in zip(frames, lanes, strict=False):
+    row.store(frame, dmaps_ref, lane=lane)
 
 
 def _forward(static, maps, bias):
