@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.nn import initializers
 from jax.typing import DTypeLike
@@ -65,7 +66,9 @@ class Dense(nn.Module):
   @nn.compact
   def weights(
     self, channels: int
-  ) -> tuple[Float[Array, 'c f'], Float[Array, ' f'] | None]:
+  ) -> tuple[
+    Float[Array | np.ndarray, 'c f'], Float[Array | np.ndarray, ' f'] | None
+  ]:
     """The kernel and the bias, of inputs of so many channels."""
     shape = channels, self.features
     kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)

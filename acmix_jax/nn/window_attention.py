@@ -1,13 +1,14 @@
 """Attention within the windows that tile a map: the attention of Swin."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from acmix_jax.nn import attention, checks, transformer
-from acmix_jax.ops import shifted_windows
+from acmix_jax.ops import shift_convolution, shifted_windows, window_acmix
 
 
 @struct.dataclass
@@ -77,36 +78,23 @@ class WindowAttention(attention.Attention):
     Raises:
       ValueError: The map is not made of whole windows.
     """
-    checks.check_map('WindowAttention', x)
-    _, h, w, _ = x.shape
-    if h % self.window_size or w % self.window_size:
-      raise ValueError(
-        f'WindowAttention: a {h}x{w} map is not made of whole windows of '
-        f'window_size={self.window_size}; ShiftedWindows pads it to them.'
-      )
-    size = size or (h, w)
+    self._check_whole_windows(x)
+    size = size or x.shape[1:3]
     maps = self.query_key_value(x)
     maps = maps.reshape(*x.shape[:3], 3 * self.num_heads, -1)
     q, k, v = jnp.split(maps, 3, axis=3)
     return WindowProjections(q, k, v, maps, size, shift)
 
-  @nn.compact
   def aggregate(
     self, projections: WindowProjections
   ) -> Float[Array, 'b h w f']:
     """Attention within windows."""
-    bias = self.param(
-      'bias',
-      transformer.NORMAL,
-      ((2 * self.window_size - 1) ** 2, self.num_heads),
-      self.param_dtype,
-    )
     size = projections.size
     if self.attend_padding:
       size = projections.q.shape[1:3]
     out = shifted_windows.window_attention(
       projections.stacked,
-      shifted_windows.relative_bias(bias, self.window_size),
+      self._window_bias(),
       window_size=self.window_size,
       size=size,
       shift=projections.shift,
@@ -117,14 +105,77 @@ class WindowAttention(attention.Attention):
     self, projections: WindowProjections
   ) -> attention.ConvolutionMaps:
     """All maps in the one array that they are slices of, zero in padding."""
-    regions = shifted_windows.shift_regions(
+    valid = shifted_windows.valid_pixels(
       *projections.size, self.window_size, projections.shift
     )
-    if regions is None or regions.min() >= 0:
+    if valid is None:
       return attention.ConvolutionMaps([projections.stacked])
-    valid = regions >= 0
     stacked = jnp.where(valid[None, :, :, None, None], projections.stacked, 0)
     return attention.ConvolutionMaps([stacked], valid)
+
+  def sum_of_paths(
+    self,
+    x: Float[Array, 'b h w c'],
+    convolution: attention.Convolution,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    *,
+    size: tuple[int, int] | None = None,
+    shift: int = 0,
+  ) -> Float[Array, 'b h w f'] | None:
+    """One operator, with both projections, if all pixels have outputs."""
+    window = convolution.strides, convolution.dilation
+    if convolution.implementation != 'auto' or window != (1, 1):
+      return None
+    self._check_whole_windows(x)
+    size = size or x.shape[1:3]
+    kernel, bias = self.query_key_value.weights(x.shape[3])
+    window_bias = self._window_bias()
+    out_kernel, out_bias = self.out.weights(self.features)
+    fc_kernel, depthwise_kernel, fc_bias = convolution.make_weights(
+      3 * self.num_heads, self.features
+    )
+    # All is linear in the outputs of either path: products of weights.
+    offset = jnp.broadcast_to(alpha * out_bias, (*x.shape[1:3], self.features))
+    if fc_bias is not None:
+      valid = shifted_windows.valid_pixels(*size, self.window_size, shift)
+      if valid is None:
+        valid = np.ones(x.shape[1:3], bool)
+      offset += beta * shift_convolution.convolve_bias(
+        fc_bias, depthwise_kernel, valid
+      )
+    folded = jnp.einsum('mt,yxtc->yxmc', beta * fc_kernel, depthwise_kernel)
+    x, kernel, bias, out_kernel, folded = nn.dtypes.promote_dtype(
+      x, kernel, bias, alpha * out_kernel, folded, dtype=self.dtype
+    )
+    return window_acmix.window_acmix(
+      *(x, kernel, bias, window_bias, out_kernel, folded, offset),
+      window_size=self.window_size,
+      size=size,
+      shift=shift,
+      attend_padding=self.attend_padding,
+    )
+
+  @nn.compact
+  def _window_bias(self):
+    """The bias of each head, query and key."""
+    bias = self.param(
+      'bias',
+      transformer.NORMAL,
+      ((2 * self.window_size - 1) ** 2, self.num_heads),
+      self.param_dtype,
+    )
+    return shifted_windows.relative_bias(bias, self.window_size)
+
+  def _check_whole_windows(self, x):
+    """Raises ValueError for a map of other sizes."""
+    checks.check_map('WindowAttention', x)
+    _, h, w, _ = x.shape
+    if h % self.window_size or w % self.window_size:
+      raise ValueError(
+        f'WindowAttention: a {h}x{w} map is not made of whole windows of '
+        f'window_size={self.window_size}; ShiftedWindows pads it to them.'
+      )
 
 
 class ShiftedWindows(nn.Module):

@@ -160,6 +160,16 @@ def groups_of_heads(heads: int, depth: int) -> list[slice]:
   ]
 
 
+def whole_spec(x: jax.Array) -> pl.BlockSpec:
+  """The same array for all programs."""
+  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+
+
+def part_spec(shape: Sequence[int]) -> pl.BlockSpec:
+  """Sums of this shape of a core, the first axis of the grid."""
+  return pl.BlockSpec((1, *shape), lambda part, *_: (part, *(0,) * len(shape)))
+
+
 def parts_of(images: int) -> int:
   """Halves of the images, for chips of two cores."""
   return 2 - images % 2

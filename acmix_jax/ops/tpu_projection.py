@@ -64,6 +64,11 @@ class Part(NamedTuple):
     x = x.reshape(self.parts.rows, *ref.shape[2:])
     ref[0, pl.ds(self.first, self.parts.rows)] = x.astype(ref.dtype)
 
+  def add(self, ref: Any, x: jax.Array):
+    """Adds to what there is."""
+    x = x.reshape(self.parts.rows, *ref.shape[2:])
+    ref[0, pl.ds(self.first, self.parts.rows)] += x.astype(ref.dtype)
+
 
 def project(
   parts: Parts, x_ref: Any, kernel_ref: Any, bias_ref: Any, maps: Sequence[Any]

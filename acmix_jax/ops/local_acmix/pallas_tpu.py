@@ -326,11 +326,11 @@ def _call(
     grid=(parts, each),
     in_specs=[
       image(*plan.input),
-      *map(attention_kernel.whole_spec, constants),
+      *map(kernels.whole_spec, constants),
       pl.BlockSpec(memory_space=pltpu.SMEM),
       *(image(*y.shape[1:]) for y in maps[1:]),
     ],
-    out_specs=[image(*block), *map(_part_spec, sums)],
+    out_specs=[image(*block), *map(kernels.part_spec, sums)],
     scratch_shapes=[
       *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 3,
       *scratch_shapes,
@@ -341,8 +341,3 @@ def _call(
     ),
     **options,
   )
-
-
-def _part_spec(shape):
-  """The sums of a core."""
-  return pl.BlockSpec((1, *shape), lambda part, _: (part, *(0,) * len(shape)))

@@ -292,7 +292,7 @@ def _forward(static, q, k, v, slopes):
       [jax.ShapeDtypeStruct(merged[0].shape, v.dtype)],
       static[1],
       grid=(len(q), plan.blocks),
-      in_specs=[queries, keys, keys, *map(whole_spec, constants)],
+      in_specs=[queries, keys, keys, *map(kernels.whole_spec, constants)],
       out_specs=[queries],
       scratch_shapes=[*frames(plan), output_frame(plan)],
       cost_estimate=plan.cost(len(q), queries=2, keys=2, sums=0, products=2),
@@ -321,7 +321,13 @@ def _backward(static, inputs, _, dout):
       [*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in merged), dslopes],
       static[1],
       grid=(len(q), plan.blocks + plan.lag),
-      in_specs=[queries, keys, keys, *map(whole_spec, constants), queries],
+      in_specs=[
+        queries,
+        keys,
+        keys,
+        *map(kernels.whole_spec, constants),
+        queries,
+      ],
       out_specs=[
         *(queries, gradients, gradients),
         pl.BlockSpec((1, *dslopes.shape[1:]), lambda b, i: (b, 0, 0)),
@@ -364,11 +370,6 @@ def merge_heads(x: jax.Array) -> jax.Array:
 def sum_heads(dslopes: jax.Array, plan: tpu_plan.Plan) -> jax.Array:
   """[2, n * d] -> [2, d]: heads share the position."""
   return dslopes.reshape(2, -1, plan.problem.depth).sum(1)
-
-
-def whole_spec(x: jax.Array) -> pl.BlockSpec:
-  """The same array for all programs."""
-  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
 def frames(plan: tpu_plan.Plan) -> list:

@@ -121,7 +121,10 @@ def shift_convolution(
   out = _convolve_folded(convolve, maps, weights)
   if weights.fc_bias is None:
     return out
-  return xla_cpu.add_to_each(out, _convolve_bias(weights, strides, dilation))
+  bias = convolve_bias(
+    weights.fc_bias, weights.depthwise_kernel, weights.valid, strides, dilation
+  )
+  return xla_cpu.add_to_each(out, bias)
 
 
 class _Weights(NamedTuple):
@@ -142,6 +145,34 @@ class _Weights(NamedTuple):
     if valid is None:
       valid = np.ones(like.shape[1:3], bool)
     return cls(*arrays, valid)
+
+
+def convolve_bias(
+  fc_bias: Float[Array | np.ndarray, ' t'],
+  depthwise_kernel: Float[Array | np.ndarray, 'kh kw t f'],
+  valid: Bool[np.ndarray, 'h w'],
+  strides: int = 1,
+  dilation: int = 1,
+) -> Float[Array, 'ho wo f']:
+  """What the bias of the valid pixels adds to each output.
+
+  Args: those of `shift_convolution`.
+  """
+  h, w = valid.shape
+  rows, columns, *_ = depthwise_kernel.shape
+  padded = np.pad(valid, windows.same_padding((rows, columns), dilation))
+  # Whether each tap of an output is on a valid pixel, [k, k, h', w'].
+  seen = np.array(
+    [
+      [
+        padded[y : y + h : strides, x : x + w : strides]
+        for x in range(0, columns * dilation, dilation)
+      ]
+      for y in range(0, rows * dilation, dilation)
+    ]
+  )
+  taps = jnp.einsum('t,yxtc->yxc', fc_bias, depthwise_kernel)
+  return jnp.einsum('yxhw,yxc->hwc', seen.astype(taps.dtype), taps)
 
 
 def shift_kernel(
@@ -278,24 +309,3 @@ def _repeat(x, height: int, width: int):
     missing[axis] = (0, size - x.shape[axis])
     x = jnp.pad(x, missing, mode='edge')
   return x
-
-
-def _convolve_bias(weights, strides, dilation):
-  """What the bias of the valid pixels adds to each output [h', w', d * n]."""
-  h, w = weights.valid.shape
-  rows, columns, *_ = weights.depthwise_kernel.shape
-  padded = np.pad(
-    weights.valid, windows.same_padding((rows, columns), dilation)
-  )
-  # Whether each tap of an output is on a valid pixel, [k, k, h', w'].
-  seen = np.array(
-    [
-      [
-        padded[y : y + h : strides, x : x + w : strides]
-        for x in range(0, columns * dilation, dilation)
-      ]
-      for y in range(0, rows * dilation, dilation)
-    ]
-  )
-  taps = jnp.einsum('t,yxtc->yxc', weights.fc_bias, weights.depthwise_kernel)
-  return jnp.einsum('yxhw,yxc->hwc', seen.astype(taps.dtype), taps)

@@ -5,11 +5,12 @@ from acmix_jax.ops.shifted_windows.api import (
   relative_bias,
   window_attention,
 )
-from acmix_jax.ops.shifted_windows.geometry import shift_regions
+from acmix_jax.ops.shifted_windows.geometry import shift_regions, valid_pixels
 
 __all__ = [
   'IMPLEMENTATIONS',
   'relative_bias',
   'shift_regions',
+  'valid_pixels',
   'window_attention',
 ]

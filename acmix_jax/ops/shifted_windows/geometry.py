@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from acmix_jax.ops import sharding
 
@@ -103,6 +103,19 @@ def shift_regions(
   regions = 2 * rolled_y[:, None] + rolled_x
   inside = inside_y[:, None] & inside_x
   return np.where(inside, regions, -1).astype(np.int32)
+
+
+def valid_pixels(
+  height: int, width: int, window_size: int, shift: int
+) -> Bool[np.ndarray, 'h w'] | None:
+  """Which pixels of a padded and rolled map are not padding; None: all.
+
+  Args: those of `shift_regions`.
+  """
+  regions = shift_regions(height, width, window_size, shift)
+  if regions is None or regions.min() >= 0:
+    return None
+  return regions >= 0
 
 
 def _line(size: int, window_size: int, shift: int):

@@ -96,12 +96,18 @@ class Plan(NamedTuple):
     size = problem.window_size, problem.padded[1]
     maps = 2 * kernels.map_bytes(size, 3 * self.channels, itemsize)
     maps += kernels.map_bytes(size, self.channels, itemsize)
+    return 2 * maps + self.held_bytes
+
+  @property
+  def held_bytes(self) -> int:
+    """What it holds beside maps that are fetched or stored."""
+    problem = self.problem
     groups, *side, lanes = self.frame
     frames = 4 * groups * kernels.map_bytes(side, lanes, 4)
     bias = kernels.map_bytes((problem.heads, self.tokens), self.tokens, 4)
     heads = self.groups[0].stop // problem.depth
     logits = 6 * kernels.map_bytes((heads, self.tokens), self.tokens, 4)
-    return 2 * maps + frames + 4 * bias + logits
+    return frames + 4 * bias + logits
 
   def cost(self, images: int, *, maps: int, products: int) -> pl.CostEstimate:
     """Flops and bytes of so many reads and writes, and products.

@@ -1,0 +1,374 @@
+"""A layer of ACmix on window attention as two Pallas kernels for TPU.
+
+A program takes an image. It projects the queries, keys and values on the chip,
+which they never leave: the backward kernel projects them again, and attends
+again for the gradient of the output projection. What is between are the kernels
+of `shifted_windows`, for one row of windows after the other, and of
+`shift_convolution`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32
+
+from acmix_jax.ops import derivatives, kernels, sharding, tpu_projection
+from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
+from acmix_jax.ops.shift_convolution import shifts
+from acmix_jax.ops.shifted_windows import pallas_tpu as window_kernel
+from acmix_jax.ops.shifted_windows import plain
+from acmix_jax.ops.window_acmix import geometry, tpu_plan
+
+# The only block of an image.
+_BLOCK = np.int32(0)
+
+
+def why_not(problem: geometry.Problem) -> str | None:
+  """Reason why the kernels cannot serve, or None."""
+  reason = window_kernel.why_not(problem.attention)
+  reason = reason or convolution_kernel.why_not(problem.convolution)
+  if reason:
+    return reason
+  if problem.valid is not None:
+    return 'the kernel for TPU takes maps without padding.'
+  needed = tpu_plan.make_plan(problem).vmem_bytes
+  if needed > tpu_plan.VMEM:
+    return (
+      f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
+      f'for maps of {problem.attention.padded}.'
+    )
+  return None
+
+
+def combine(
+  problem: geometry.Problem,
+  x: Float[Array, 'b h w c'],
+  projection: Float[Array, 'c m'],
+  bias: Float[Array, ' m'],
+  window_bias: Float32[Array, 'n t t'],
+  out_kernel: Float[Array, 'f f'],
+  kernel: Float[Array, 'kh kw k f'],
+  offset: Float32[Array, 'h w f'],
+  interpret: Any = False,
+) -> Float[Array, 'b h w f']:
+  """The sum of both paths; see `window_acmix`.
+
+  Its first gradient is a kernel, other derivatives are those of plain forms.
+  """
+  return _combine(
+    (problem, interpret),
+    *(x, projection, bias, window_bias, out_kernel, kernel, offset),
+  )
+
+
+# Slow: the kernels as plain operations, for tests.
+interpret = functools.partial(combine, interpret=True)
+
+
+class _Inputs(NamedTuple):
+  """What both kernels read, beside the gradient of the output: references.
+
+  Attributes:
+    x: Image.
+    projection: Weights of queries, keys and values.
+    bias: Their biases.
+    window_bias: This one and the next two: see `window_kernel.Constants`.
+    masks: See there.
+    index: See there.
+    out_kernel: Weights of the output projection.
+    taps: Weights of the convolution.
+    offset: Added to each image.
+  """
+
+  x: Any
+  projection: Any
+  bias: Any
+  window_bias: Any
+  masks: Any
+  index: Any
+  out_kernel: Any
+  taps: Any
+  offset: Any
+
+  @property
+  def constants(self) -> window_kernel.Constants:
+    """What the attention adds to logits."""
+    return window_kernel.Constants(*self[3:6])
+
+
+_COUNT = len(_Inputs._fields)
+
+
+def _for_each_row(plan: tpu_plan.Plan, body):
+  """Calls body(row of windows, its first row of pixels)."""
+  problem = plan.attention.problem
+
+  @functools.partial(kernels.repeat, problem.windows[0])
+  def _(number):
+    row = window_kernel.Row(plan.attention, number)
+    body(row, number * problem.window_size)
+
+
+def _forward_kernel(*refs, plan: tpu_plan.Plan):
+  inputs, (out_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
+  maps, (attended, out, *frames, frame, weights) = refs[:3], refs[3:]
+  convolution = plan.convolution
+
+  @pl.when(pl.program_id(1) == 0)
+  def _():
+    convolution_kernel.spread(weights, inputs.taps, convolution)
+
+  tpu_projection.project(plan.parts, *inputs[:3], maps)
+  side = convolution.inputs(convolution.reach)
+  convolution_kernel.fill(frame, maps, side, _BLOCK)
+  convolution_kernel.convolve_block(convolution, frame, weights, out)
+
+  def attend(row, first):
+    for window_frame, ref in zip(frames, maps, strict=True):
+      row.fill(window_frame, ref, first)
+    row.attend(inputs.constants, frames)
+    row.store(frames[0], attended, first)
+
+  _for_each_row(plan, attend)
+
+  def project(part):
+    y = kernels.dot(part.read(attended), inputs.out_kernel[...], 1, 0)
+    part.write(out_ref, y + part.read(out) + part.read(inputs.offset))
+
+  plan.parts.for_each(project)
+
+
+def _backward_kernel(*refs, plan: tpu_plan.Plan):
+  inputs, (dout_ref, dx_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
+  results, refs = refs[:6], refs[6:]
+  dprojection, dbias, dtaps, dwindow_bias, dout_kernel, doffset = results
+  maps, dmaps, (attended, dattended) = refs[:3], refs[3:6], refs[6:8]
+  frames, (x, dx, dout, weights) = refs[8:12], refs[12:]
+  convolution = plan.convolution
+
+  @pl.when(pl.program_id(1) == 0)
+  def _():
+    convolution_kernel.spread(weights, inputs.taps, convolution)
+    for ref in results:
+      ref[...] = jnp.zeros_like(ref)
+
+  tpu_projection.project(plan.parts, *inputs[:3], maps)
+  side = convolution.inputs((0, 0))
+  convolution_kernel.fill(x, maps, side, _BLOCK)
+  convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
+  convolution_kernel.differentiate_block(
+    convolution, x, dx, dout, weights, dtaps
+  )
+
+  def project_back(part):
+    y = part.read(dout_ref)
+    part.write(dattended, kernels.dot(y, inputs.out_kernel[...], 1, 1))
+
+  plan.parts.for_each(project_back)
+
+  def differentiate(row, first):
+    for frame, ref in zip(frames, (*maps, dattended), strict=True):
+      row.fill(frame, ref, first)
+    row.differentiate(inputs.constants, frames, dwindow_bias, again=True)
+    for frame, ref in zip(frames, (*dmaps, attended), strict=True):
+      row.store(frame, ref, first)
+
+  _for_each_row(plan, differentiate)
+
+  def differentiate_output(part):
+    y = part.read(dout_ref)
+    dout_kernel[0] += kernels.dot(part.read(attended), y, 0, 0)
+    part.add(doffset, y)
+
+  plan.parts.for_each(differentiate_output)
+  height, width = side.size
+
+  @functools.partial(kernels.repeat, height)
+  def _(i):
+    for number, source, sheet, target in side.pieces:
+      ref = dmaps[number]
+      total = ref[0, i, :width, source].astype(jnp.float32)
+      total += dx[sheet, i, :width, target]
+      ref[0, i, :width, source] = total.astype(ref.dtype)
+
+  tpu_projection.differentiate(
+    plan.parts, *inputs[:2], dmaps, dx_ref, dprojection, dbias
+  )
+
+
+def _forward(static, x, *shared):
+  plan = tpu_plan.make_plan(static[0])
+  side = plan.convolution.inputs(plan.convolution.reach)
+
+  def call(x, *shared):
+    [out] = _call(
+      _forward_kernel,
+      static,
+      [x],
+      shared,
+      channels=plan.attention.channels,
+      sums=[],
+      scratch_shapes=[
+        *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 4,
+        pltpu.VMEM((1, *plan.shape), jnp.float32),
+        *[pltpu.VMEM(plan.attention.frame, jnp.float32)] * 3,
+        *convolution_kernel.scratch(plan.convolution, [side]),
+      ],
+      cost_estimate=plan.cost(
+        len(x), inputs=1, outputs=1, products=(1, 2, 1, 1)
+      ),
+      name='window_acmix',
+    )
+    return out
+
+  return sharding.split_images(call, x, shared=shared), ()
+
+
+def _backward(static, inputs, _, dout):
+  plan = tpu_plan.make_plan(static[0])
+  x, projection, bias, _, out_kernel, kernel, offset = inputs
+  tokens = plan.attention.tokens
+
+  def call(x, dout, *shared):
+    return _call(
+      _backward_kernel,
+      static,
+      [x, dout],
+      shared,
+      channels=plan.channels,
+      sums=[
+        (3, plan.channels, plan.attention.channels),
+        (3, plan.attention.channels),
+        convolution_kernel.merge_taps(kernel).shape,
+        (plan.attention.problem.heads, tokens, tokens),
+        out_kernel.shape,
+        plan.shape,
+      ],
+      scratch_shapes=[
+        *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 8,
+        *[pltpu.VMEM(plan.attention.frame, jnp.float32)] * 4,
+        *[pltpu.VMEM(shape, jnp.float32) for shape in plan.frames],
+        pltpu.VMEM(plan.convolution.weights, kernel.dtype),
+      ],
+      cost_estimate=plan.cost(
+        len(x), inputs=2, outputs=1, products=(3, 6, 2, 2)
+      ),
+      name='window_acmix_gradients',
+    )
+
+  dx, *sums = sharding.split_images(call, x, dout, shared=inputs[1:])
+  dprojection, dbias, dtaps, dwindow_bias, dout_kernel, doffset = (
+    x.sum(0) for x in sums
+  )
+  height, width, _ = offset.shape
+  return (
+    dx,
+    _join(dprojection).astype(projection.dtype),
+    dbias.reshape(bias.shape).astype(bias.dtype),
+    plan.attention.cut_bias(dwindow_bias),
+    dout_kernel.astype(out_kernel.dtype),
+    dtaps.reshape(kernel.shape).astype(kernel.dtype),
+    doffset[:height, :width],
+  )
+
+
+def _general(
+  static, x, projection, bias, window_bias, out_kernel, kernel, offset
+):
+  attention, convolution, *_ = static[0]
+  maps = x @ projection + bias[None, None, None]
+  maps = maps.reshape(*x.shape[:3], -1, attention.depth)
+  attended = plain.attend(attention, maps, window_bias)
+  convolved = shifts.convolve(convolution, [maps], kernel)
+  attended = attended.reshape(convolved.shape)
+  return attended @ out_kernel + convolved + offset[None].astype(x.dtype)
+
+
+_combine = derivatives.define(_forward, _backward, _general)
+
+
+def _split(x):
+  """[..., 3 * f] -> [3, ..., f]."""
+  return jnp.stack(jnp.split(x, 3, axis=-1))
+
+
+def _join(x):
+  """The reverse of `_split`."""
+  return jnp.concatenate(list(x), axis=-1)
+
+
+def _call(
+  kernel, static, maps, shared, *, channels, sums, scratch_shapes, **options
+):
+  """Runs a kernel on whole images.
+
+  Args:
+    kernel: The kernel.
+    static: Problem and `interpret`.
+    maps: The input, and the gradient of the output.
+    shared: All other inputs.
+    channels: Channels of the map that it gives.
+    sums: Shapes of the sums over images that it gives, one for each core.
+    scratch_shapes: Memory on chip.
+    **options: Others of `pallas_call`.
+  """
+  plan = tpu_plan.make_plan(static[0])
+  projection, bias, window_bias, out_kernel, taps, offset = shared
+  masks, index = plan.attention.masks()
+  constants = _Inputs(
+    maps[0],
+    _split(projection),
+    _split(bias),
+    plan.attention.pad_bias(window_bias),
+    jnp.asarray(masks),
+    jnp.asarray(index),
+    out_kernel,
+    convolution_kernel.merge_taps(taps),
+    _pad(offset, plan.shape)[None],
+  )
+  x = maps[0]
+  parts = kernels.parts_of(len(x))
+  each = len(x) // parts
+
+  def image(channels):
+    return pl.BlockSpec(
+      (1, *plan.parts.padded, channels),
+      lambda part, i: (part * each + i, 0, 0, 0),
+    )
+
+  specs = _Inputs(
+    *(kernels.whole_spec(y) for y in constants),
+  )._replace(
+    x=image(plan.channels), index=pl.BlockSpec(memory_space=pltpu.SMEM)
+  )
+  return kernels.call(
+    functools.partial(kernel, plan=plan),
+    'tpu',
+    [*constants, *maps[1:]],
+    [
+      jax.ShapeDtypeStruct((*x.shape[:3], channels), x.dtype),
+      *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
+    ],
+    static[1],
+    grid=(parts, each),
+    in_specs=[*specs, *(image(y.shape[3]) for y in maps[1:])],
+    out_specs=[image(channels), *map(kernels.part_spec, sums)],
+    scratch_shapes=scratch_shapes,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'arbitrary'),
+      vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes * 5 // 4),
+    ),
+    **options,
+  )
+
+
+def _pad(offset, shape):
+  rows, columns, _ = (
+    new - old for new, old in zip(shape, offset.shape, strict=True)
+  )
+  return jnp.pad(offset, ((0, rows), (0, columns), (0, 0)))

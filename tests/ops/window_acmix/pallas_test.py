@@ -1,0 +1,106 @@
+"""The kernels of an ACmix layer of windows for TPU."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from acmix_jax.ops import reference, shifted_windows, window_acmix
+from acmix_jax.ops.window_acmix import geometry, pallas_tpu
+from tests.ops import battery
+
+
+def arguments(size, channels, heads, depth, window_size, dtype='float32'):
+  """Random arguments of three images."""
+  features, tokens = heads * depth, window_size**2
+  return [
+    battery.normal(0, (3, *size, channels), dtype),
+    battery.normal(1, (channels, 3 * features), dtype) / channels**0.5,
+    battery.normal(2, (3 * features,), dtype),
+    battery.normal(3, (heads, tokens, tokens)),
+    battery.normal(4, (features, features), dtype) / features**0.5,
+    battery.normal(5, (3, 3, 3 * heads, features), dtype),
+    battery.normal(6, (*size, features)),
+  ]
+
+
+def layer(window_size, shift):
+  """A layer of the reference, and of the attention of `shifted_windows`."""
+
+  def run(x, projection, bias, window_bias, out_kernel, kernel, offset):
+    maps = x @ projection + bias[None, None, None]
+    maps = maps.reshape(*x.shape[:3], 3 * len(window_bias), -1)
+    attended = shifted_windows.window_attention(
+      *(maps, window_bias),
+      window_size=window_size,
+      shift=shift,
+      implementation='plain',
+    )
+    identity = jnp.eye(maps.shape[3])
+    convolved = reference.shift_convolution(maps, identity, kernel)
+    attended = attended.reshape(convolved.shape)
+    return attended @ out_kernel + convolved + offset[None]
+
+  return run
+
+
+@pytest.mark.parametrize('implementation', ['pallas', 'separate'])
+@pytest.mark.parametrize(
+  ('size', 'channels', 'heads', 'depth', 'window_size', 'shift'),
+  [
+    ((6, 9), 10, 2, 8, 3, 0),
+    ((7, 14), 24, 5, 32, 7, 3),
+    ((8, 4), 48, 3, 16, 4, 2),
+  ],
+)
+def test_a_layer_equals_the_reference(
+  size, channels, heads, depth, window_size, shift, implementation
+):
+  run = functools.partial(
+    window_acmix.window_acmix,
+    window_size=window_size,
+    shift=shift,
+    implementation=implementation,
+  )
+  inputs = arguments(size, channels, heads, depth, window_size)
+  battery.assert_same(
+    jax.jit(run),
+    layer(window_size, shift),
+    tuple(inputs),
+    'float32',
+    terms=27 * heads * window_size**2,
+  )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(('size', 'heads'), [((56, 56), 3), ((14, 14), 12)])
+def test_a_layer_lowers_for_tpu_as_one(size, heads, dtype):
+  def total(*inputs):
+    out = window_acmix.window_acmix(*inputs, window_size=7, shift=3)
+    return out.astype(jnp.float32).sum()
+
+  inputs = jax.eval_shape(
+    functools.partial(arguments, size, 32 * heads, heads, 32, 7, dtype)
+  )
+  gradient = jax.jit(jax.value_and_grad(total, range(7)))
+  lowered = gradient.trace(*inputs).lower(lowering_platforms=('tpu',))
+  assert lowered.as_text().count('tpu_custom_call') == 2
+
+
+@pytest.mark.parametrize(
+  ('padded', 'size', 'reason'),
+  [
+    ((203, 336), (203, 336), 'MiB on chip'),
+    ((56, 56), (55, 56), 'without padding'),
+  ],
+)
+def test_other_maps_are_left_to_two_operators(padded, size, reason):
+  inputs = jax.eval_shape(functools.partial(arguments, padded, 96, 3, 32, 7))
+  problem = geometry.describe(
+    *(inputs[0], inputs[3], inputs[5], 7),
+    size=size,
+    shift=3,
+    attend_padding=False,
+  )
+  assert reason in pallas_tpu.why_not(problem)
