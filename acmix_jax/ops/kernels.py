@@ -18,15 +18,17 @@ ALIGN = 8
 SUBLANES = 16
 
 
-def why_not(name: str, varying: bool, dtype: Any) -> str | None:
+def why_not(name: str, problem: Any, dtype: Any) -> str | None:
   """Reason why no kernel of this package can serve, or None.
 
   Args:
     name: 'TPU' or 'GPU'.
-    varying: Whether arrays differ within a `jax.shard_map` that checks this.
+    problem: Description of a call with the fields `varying` and `counted`.
     dtype: Dtype of the maps.
   """
-  if varying:
+  if not problem.counted:
+    return f'the kernel for {name} takes a number of images that is known.'
+  if problem.varying:
     return f'of the kernel for {name}, {sharding.WHY_NOT_VARYING}'
   if dtype not in (jnp.bfloat16, jnp.float32):
     return f'the kernel for {name} takes float32 and bfloat16, not {dtype}.'

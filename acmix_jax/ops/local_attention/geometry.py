@@ -26,6 +26,8 @@ class Problem(NamedTuple):
     dilation: Pixels between neighbouring keys of a window.
     varying: Whether the arrays differ between the devices of a caller's
       `jax.shard_map` that checks this.
+    counted: Whether the number of images is known: a program that is exported
+      may take any.
   """
 
   queries: tuple[int, int]
@@ -37,6 +39,7 @@ class Problem(NamedTuple):
   strides: int
   dilation: int
   varying: bool = False
+  counted: bool = True
 
   @property
   def reach(self) -> int:
@@ -68,6 +71,7 @@ def describe(
     strides=strides,
     dilation=dilation,
     varying=sharding.varies(q, k, v),
+    counted=isinstance(q.shape[0], int),
   )
 
 

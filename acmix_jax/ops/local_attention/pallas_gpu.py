@@ -209,7 +209,7 @@ def _dkv_kernel(
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve: dtypes, or shared memory."""
   dtype = problem.dtypes[1]
-  reason = kernels.why_not('GPU', problem.varying, dtype)
+  reason = kernels.why_not('GPU', problem, dtype)
   if reason:
     return reason
   depth = pl.next_power_of_2(problem.depth)

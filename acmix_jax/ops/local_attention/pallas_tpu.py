@@ -235,7 +235,7 @@ def _backward_kernel(*refs, plan):
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve: dtypes, or the memory of the chip."""
-  reason = kernels.why_not('TPU', problem.varying, problem.dtypes[1])
+  reason = kernels.why_not('TPU', problem, problem.dtypes[1])
   if reason:
     return reason
   needed = tpu_plan.make_plan(problem).vmem_bytes

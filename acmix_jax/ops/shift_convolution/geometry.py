@@ -20,6 +20,8 @@ class Problem(NamedTuple):
     dilation: Pixels between neighbouring taps.
     varying: Whether the arrays differ between the devices of a caller's
       `jax.shard_map` that checks this.
+    counted: Whether the number of images is known: a program that is exported
+      may take any.
   """
 
   dtype: np.dtype
@@ -27,6 +29,7 @@ class Problem(NamedTuple):
   strides: int
   dilation: int
   varying: bool = False
+  counted: bool = True
 
 
 def describe(
@@ -42,4 +45,5 @@ def describe(
     strides=strides,
     dilation=dilation,
     varying=sharding.varies(maps, kernel),
+    counted=isinstance(maps[0].shape[0], int),
   )

@@ -184,7 +184,7 @@ def _kernel_gradient_kernel(x_ref, dout_ref, out_ref, *, plan: gpu_plan.Plan):
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  return kernels.why_not('GPU', problem.varying, problem.dtype)
+  return kernels.why_not('GPU', problem, problem.dtype)
 
 
 def convolve(

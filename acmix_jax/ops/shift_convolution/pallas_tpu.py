@@ -30,7 +30,7 @@ _dot = kernels.dot
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  reason = kernels.why_not('TPU', problem.varying, problem.dtype)
+  reason = kernels.why_not('TPU', problem, problem.dtype)
   if reason:
     return reason
   if problem.depth % 8:

@@ -28,9 +28,7 @@ _dot = kernels.dot
 
 def why_not(problem: geometry.Problem) -> str | None:
   """Reason why the kernels cannot serve, or None."""
-  if not problem.counted:
-    return 'the kernel for TPU takes a number of images that is known.'
-  reason = kernels.why_not('TPU', problem.varying, problem.dtype)
+  reason = kernels.why_not('TPU', problem, problem.dtype)
   if reason:
     return reason
   if kernels.LANES % problem.depth:

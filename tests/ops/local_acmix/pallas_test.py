@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -152,6 +153,20 @@ def test_large_maps_are_left_to_two_operators():
   kernel = jax.ShapeDtypeStruct((3, 3, 12, 64), jnp.bfloat16)
   problem = geometry.describe(x, slopes, kernel, 7, 1, 1)
   assert 'MiB on chip' in pallas_tpu.why_not(problem)
+
+
+def test_any_number_of_images_is_exported():
+  inputs = jax.eval_shape(functools.partial(arguments, (8, 8), 8, 2, 8))
+  x = jax.ShapeDtypeStruct(
+    (*jax.export.symbolic_shape('b'), *inputs[0].shape[1:]), 'float32'
+  )
+  run = jax.jit(functools.partial(local_acmix.local_acmix, strides=2))
+  platforms = 'cpu', 'cuda', 'tpu'
+  exported = jax.export.export(run, platforms=platforms)(x, *inputs[1:])
+  values = arguments((8, 8), 8, 2, 8)
+  np.testing.assert_allclose(
+    exported.call(*values), run(*values), rtol=1e-5, atol=1e-5
+  )
 
 
 def test_bfloat16_keeps_positions_apart():
