@@ -12,7 +12,7 @@ a slice may begin at any column, and skip some.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,8 +59,22 @@ def convolve(
 interpret = functools.partial(convolve, interpret=True)
 
 
-def fill(frame, refs, side: tpu_plan.Side, block):
-  """Copies the pixels of a block into a frame of zeros."""
+def fill(
+  frame: Any,
+  refs: Sequence[Any],
+  side: tpu_plan.Side,
+  block: Any,
+  valid: Callable[[Any, jax.Array], jax.Array] | None = None,
+):
+  """Copies the pixels of a block into a frame of zeros.
+
+  Args:
+    frame: Frame.
+    refs: Maps.
+    side: What of them is where in the frame.
+    block: Number of the block.
+    valid: (row, columns) -> whether pixels are more than zeros; None: all are.
+  """
   height, width = side.size
 
   @functools.partial(kernels.repeat, side.rows)
@@ -71,7 +85,10 @@ def fill(frame, refs, side: tpu_plan.Side, block):
       frame[sheet, i] = jnp.zeros(side.shape[2:], jnp.float32)
     for number, source, sheet, target in side.pieces:
       x = refs[number][0, place, :width, source].astype(jnp.float32)
-      x = jnp.where((row >= 0) & (row < height), x, 0)
+      inside = (row >= 0) & (row < height)
+      if valid is not None:
+        inside &= valid(row, lax.broadcasted_iota(jnp.int32, x.shape, 0))
+      x = jnp.where(inside, x, 0)
       frame[sheet, i, side.left : side.left + width, target] = x
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
@@ -34,8 +35,6 @@ def why_not(problem: geometry.Problem) -> str | None:
   reason = reason or convolution_kernel.why_not(problem.convolution)
   if reason:
     return reason
-  if problem.valid is not None:
-    return 'the kernel for TPU takes maps without padding.'
   needed = tpu_plan.make_plan(problem).vmem_bytes
   if needed > tpu_plan.VMEM:
     return (
@@ -104,6 +103,16 @@ class _Inputs(NamedTuple):
 _COUNT = len(_Inputs._fields)
 
 
+def _valid(plan: tpu_plan.Plan, row, columns):
+  """Whether pixels are not padding."""
+  problem, inside = plan.attention.problem, True
+  lines = zip((row, columns), problem.padded, plan.size, strict=True)
+  for line, padded, size in lines:
+    line = line + problem.shift
+    inside &= jnp.where(line < padded, line, line - padded) < size
+  return inside
+
+
 def _for_each_row(plan: tpu_plan.Plan, body):
   """Calls body(row of windows, its first row of pixels)."""
   problem = plan.attention.problem
@@ -125,7 +134,8 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
 
   tpu_projection.project(plan.parts, *inputs[:3], maps)
   side = convolution.inputs(convolution.reach)
-  convolution_kernel.fill(frame, maps, side, _BLOCK)
+  valid = functools.partial(_valid, plan)
+  convolution_kernel.fill(frame, maps, side, _BLOCK, valid)
   convolution_kernel.convolve_block(convolution, frame, weights, out)
 
   def attend(row, first):
@@ -159,7 +169,8 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
 
   tpu_projection.project(plan.parts, *inputs[:3], maps)
   side = convolution.inputs((0, 0))
-  convolution_kernel.fill(x, maps, side, _BLOCK)
+  valid = functools.partial(_valid, plan)
+  convolution_kernel.fill(x, maps, side, _BLOCK, valid)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
   convolution_kernel.differentiate_block(
     convolution, x, dx, dout, weights, dtaps
@@ -192,8 +203,10 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   def _(i):
     for number, source, sheet, target in side.pieces:
       ref = dmaps[number]
-      total = ref[0, i, :width, source].astype(jnp.float32)
-      total += dx[sheet, i, :width, target]
+      total, convolved = ref[0, i, :width, source], dx[sheet, i, :width, target]
+      column = lax.broadcasted_iota(jnp.int32, total.shape, 0)
+      total = total.astype(jnp.float32)
+      total += jnp.where(valid(i, column), convolved, 0)
       ref[0, i, :width, source] = total.astype(ref.dtype)
 
   tpu_projection.differentiate(

@@ -21,11 +21,13 @@ class Plan(NamedTuple):
     attention: Plan of the attention.
     convolution: Plan of the convolution.
     channels: Channels of the input.
+    size: Rows and columns of the map but for its padding.
   """
 
   attention: window_plan.Plan
   convolution: convolution_plan.Plan
   channels: int
+  size: tuple[int, int]
 
   @property
   def parts(self) -> tpu_projection.Parts:
@@ -119,4 +121,5 @@ def make_plan(problem: geometry.Problem) -> Plan:
     window_plan.Plan(problem.attention),
     convolution._replace(turns=whole),
     problem.channels,
+    problem.size,
   )
