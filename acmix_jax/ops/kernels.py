@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from acmix_jax.ops import deferred, sharding
@@ -33,6 +34,41 @@ def why_not(name: str, problem: Any, dtype: Any) -> str | None:
   if dtype not in (jnp.bfloat16, jnp.float32):
     return f'the kernel for {name} takes float32 and bfloat16, not {dtype}.'
   return None
+
+
+def vmem_bytes() -> int:
+  """Memory on chip that a program for TPU may take by its plan's estimate.
+
+  Three quarters of a core's: that of the mesh in context (`jax.set_mesh`) or of
+  this machine, or of one with 64 MiB (v5p, v7), where neither is a TPU. v2 to
+  v4 have 16, v5e and v6e 128.
+  """
+  try:
+    capacity = pltpu.get_tpu_info().vmem_capacity_bytes
+  except (AttributeError, ValueError):  # jax < 0.8 may lack it.
+    capacity = 64 * MIB
+  return capacity * 3 // 4
+
+
+def too_large(plan: Any, size: Sequence[int]) -> str | None:
+  """Reason why a chip has no room for a plan of maps of a size, or None.
+
+  Args:
+    plan: Plan with the field `vmem_bytes`.
+    size: Rows and columns of the maps.
+  """
+  allowed = vmem_bytes()
+  if plan.vmem_bytes <= allowed:
+    return None
+  return (
+    f'the kernel for TPU would need {plan.vmem_bytes / MIB:.0f} MiB on chip '
+    f'for maps of {tuple(size)}; {allowed / MIB:.0f} are allowed.'
+  )
+
+
+def vmem_limit(plan: Any) -> int:
+  """Memory on chip that the compiler may take for a plan."""
+  return max(16 * MIB, min(plan.vmem_bytes * 5, vmem_bytes() * 4) // 4)
 
 
 def call(

@@ -21,7 +21,6 @@ from acmix_jax.ops.local_acmix import geometry, tpu_plan
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.local_attention import pallas_tpu as attention_kernel
 from acmix_jax.ops.local_attention import tiles, tpu_band
-from acmix_jax.ops.local_attention import tpu_plan as attention_plan
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
 from acmix_jax.ops.shift_convolution import shifts
 
@@ -35,13 +34,7 @@ def why_not(problem: geometry.Problem) -> str | None:
   reason = reason or convolution_kernel.why_not(problem.convolution)
   if reason:
     return reason
-  needed = tpu_plan.make_plan(problem).vmem_bytes
-  if needed > attention_plan.VMEM:
-    return (
-      f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
-      f'for maps of {problem.attention.keys}.'
-    )
-  return None
+  return kernels.too_large(tpu_plan.make_plan(problem), problem.attention.keys)
 
 
 def combine(
@@ -337,7 +330,7 @@ def _call(
     ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
-      vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes * 5 // 4),
+      vmem_limit_bytes=kernels.vmem_limit(plan),
     ),
     **options,
   )

@@ -238,14 +238,7 @@ def why_not(problem: geometry.Problem) -> str | None:
   reason = kernels.why_not('TPU', problem, problem.dtypes[1])
   if reason:
     return reason
-  needed = tpu_plan.make_plan(problem).vmem_bytes
-  if needed > tpu_plan.VMEM:
-    return (
-      f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
-      f'for maps of {problem.keys}; {tpu_plan.VMEM / kernels.MIB:.0f} are '
-      'allowed.'
-    )
-  return None
+  return kernels.too_large(tpu_plan.make_plan(problem), problem.keys)
 
 
 def attend(
@@ -396,5 +389,5 @@ def gradient_frames(plan: tpu_plan.Plan) -> list:
 def _parameters(plan: tpu_plan.Plan):
   return pltpu.CompilerParams(
     dimension_semantics=('parallel', 'arbitrary'),
-    vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes),
+    vmem_limit_bytes=kernels.vmem_limit(plan),
   )

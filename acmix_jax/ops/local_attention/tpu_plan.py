@@ -14,8 +14,6 @@ from acmix_jax.ops.local_attention import geometry
 
 # Queries of a product.
 _QUERIES = 128
-# A core has 16 (v2 to v4), 64 (v5p, v7) or 128 MiB (v5e, v6e).
-VMEM = 56 * kernels.MIB
 
 
 class Plan(NamedTuple):
@@ -243,7 +241,8 @@ class Plan(NamedTuple):
 def make_plan(problem: geometry.Problem) -> Plan:
   """The plan of the least work that the chip has room for."""
   plans = [_cut(problem, band) for band in _bands(problem)]
-  return next((x for x in plans if x.vmem_bytes <= VMEM), plans[0])
+  allowed = kernels.vmem_bytes()
+  return next((x for x in plans if x.vmem_bytes <= allowed), plans[0])
 
 
 def _bands(problem: geometry.Problem) -> list[tuple[int, int]]:
@@ -283,7 +282,7 @@ def _cut(problem: geometry.Problem, band: tuple[int, int]) -> Plan:
   bands = plan.bands[0]
   plan = plan._replace(turns=bands)
   for blocks in range(2, bands + 1):
-    if plan.vmem_bytes <= VMEM:
+    if plan.vmem_bytes <= kernels.vmem_bytes():
       break
     smaller = plan._replace(turns=pl.cdiv(bands, blocks))
     # Keys that a block begins with are complete after the next one.

@@ -36,14 +36,7 @@ def why_not(problem: geometry.Problem) -> str | None:
       f'the kernel for TPU takes heads of a divisor of {kernels.LANES} '
       f'channels, not {problem.depth}.'
     )
-  needed = tpu_plan.Plan(problem).vmem_bytes
-  if needed > tpu_plan.VMEM:
-    return (
-      f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
-      f'for maps of {problem.padded}; {tpu_plan.VMEM / kernels.MIB:.0f} are '
-      'allowed.'
-    )
-  return None
+  return kernels.too_large(tpu_plan.Plan(problem), problem.padded)
 
 
 def attend(
@@ -366,7 +359,7 @@ def _call(kernel, static, maps, bias, *, outputs, sums, frames, **options):
     scratch_shapes=[pltpu.VMEM(plan.frame, jnp.float32)] * frames,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes * 5 // 4),
+      vmem_limit_bytes=kernels.vmem_limit(plan),
     ),
     **options,
   )

@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, Float32, Int32
 from acmix_jax.ops import kernels
 from acmix_jax.ops.shifted_windows import geometry
 
-# Bytes on chip that a program may take.
-VMEM = 48 * kernels.MIB
 _MASKED = np.float32(-1e30)
 
 

@@ -35,13 +35,9 @@ def why_not(problem: geometry.Problem) -> str | None:
   reason = reason or convolution_kernel.why_not(problem.convolution)
   if reason:
     return reason
-  needed = tpu_plan.make_plan(problem).vmem_bytes
-  if needed > tpu_plan.VMEM:
-    return (
-      f'the kernel for TPU would need {needed / kernels.MIB:.0f} MiB on chip '
-      f'for maps of {problem.attention.padded}.'
-    )
-  return None
+  return kernels.too_large(
+    tpu_plan.make_plan(problem), problem.attention.padded
+  )
 
 
 def combine(
@@ -374,7 +370,7 @@ def _call(
     scratch_shapes=scratch_shapes,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary'),
-      vmem_limit_bytes=max(16 * kernels.MIB, plan.vmem_bytes * 5 // 4),
+      vmem_limit_bytes=kernels.vmem_limit(plan),
     ),
     **options,
   )

@@ -10,9 +10,6 @@ from acmix_jax.ops.shift_convolution import tpu_plan as convolution_plan
 from acmix_jax.ops.shifted_windows import tpu_plan as window_plan
 from acmix_jax.ops.window_acmix import geometry
 
-# A core has 16 (v2 to v4), 64 (v5p, v7) or 128 MiB (v5e, v6e).
-VMEM = 56 * kernels.MIB
-
 
 class Plan(NamedTuple):
   """How an image is held; all is static.

@@ -1,15 +1,18 @@
 """The kernels of both paths, and of the convolution, for TPU."""
 
 import functools
+import types
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from acmix_jax.ops import local_acmix, reference, shift_convolution
 from acmix_jax.ops.local_acmix import geometry, pallas_tpu
+from acmix_jax.ops.local_attention import tpu_plan as attention_plan
 from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
 from acmix_jax.ops.shift_convolution import shifts, tpu_plan
@@ -153,6 +156,20 @@ def test_large_maps_are_left_to_two_operators():
   kernel = jax.ShapeDtypeStruct((3, 3, 12, 64), jnp.bfloat16)
   problem = geometry.describe(x, slopes, kernel, 7, 1, 1)
   assert 'MiB on chip' in pallas_tpu.why_not(problem)
+
+
+def test_chips_of_little_memory_get_smaller_programs(monkeypatch):
+  x = jax.ShapeDtypeStruct((1, 56, 56, 64), jnp.bfloat16)
+  slopes = jax.ShapeDtypeStruct((2, 16), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 12, 64), jnp.bfloat16)
+  problem = geometry.describe(x, slopes, kernel, 7, 1, 1)
+  assert pallas_tpu.why_not(problem) is None
+  info = types.SimpleNamespace(vmem_capacity_bytes=2**24)
+  monkeypatch.setattr(pltpu, 'get_tpu_info', lambda: info)
+  assert '12 are allowed' in pallas_tpu.why_not(problem)
+  plan = attention_plan.make_plan(problem.attention)
+  assert plan.blocks > 1
+  assert plan.vmem_bytes <= 12 * 2**20
 
 
 def test_any_number_of_images_is_exported():
