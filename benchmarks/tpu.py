@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from acmix_jax.nn import acmix, window_attention
@@ -132,7 +133,11 @@ def measure(
     device: Device to compile for.
     notes: Gets what does not compile.
   """
-  sharding = jax.sharding.SingleDeviceSharding(device)
+  # The kernels read from the mesh which chip it is.
+  mesh = jax.sharding.Mesh(
+    np.array([device]), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   for name in args.maps:
     *sides, channels = map(int, name.split('x'))
     height, width = sides * 2 if len(sides) == 1 else sides
@@ -156,7 +161,9 @@ def measure(
         'pass': direction,
       }
       try:
-        yield row | compile_for(function, specs)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+          figures = compile_for(function, specs)
+        yield row | figures
       except jax.errors.JaxRuntimeError as error:
         notes.append(f'{" ".join(row.values())}: {str(error)[:200]}')
 

@@ -1,5 +1,6 @@
 """How the kernels for TPU cut a local attention into programs."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -240,37 +241,29 @@ class Plan(NamedTuple):
 
 def make_plan(problem: geometry.Problem) -> Plan:
   """The plan of the least work that the chip has room for."""
-  plans = [_cut(problem, band) for band in _bands(problem)]
+  plans = (_cut(problem, band) for band in _bands(problem))
+  best = next(plans)
   allowed = kernels.vmem_bytes()
-  return next((x for x in plans if x.vmem_bytes <= allowed), plans[0])
+  plans = itertools.chain([best], plans)
+  return next((plan for plan in plans if plan.vmem_bytes <= allowed), best)
 
 
 def _bands(problem: geometry.Problem) -> list[tuple[int, int]]:
   """Rows and columns of a band, those of the least work first."""
-  whole = kernels.round_up(problem.queries[1], kernels.ALIGN)
-  bands = {
-    (min(problem.queries[0], max(1, _QUERIES // columns)), columns)
-    for columns in range(
-      kernels.ALIGN, min(whole, max(kernels.ALIGN, _QUERIES)) + 1, kernels.ALIGN
-    )
-  }
-  return sorted(
-    {
+  height, width = problem.queries
+  whole = kernels.round_up(width, kernels.ALIGN)
+  bands = set()
+  for columns in range(kernels.ALIGN, min(whole, _QUERIES) + 1, kernels.ALIGN):
+    for rows in range(1, min(height, _QUERIES // columns) + 1):
       # Bands of as many rows each.
-      (-(-problem.queries[0] // -(-problem.queries[0] // rows)), columns)
-      for most, columns in bands
-      for rows in range(1, most + 1)
-    },
-    key=lambda band: _work(Plan(problem, band, 1)),
-  )
+      bands.add((pl.cdiv(height, pl.cdiv(height, rows)), columns))
+  return sorted(bands, key=lambda band: _work(Plan(problem, band, 1)))
 
 
 def _work(plan: Plan) -> tuple[int, int]:
   """What the matrix unit is busy with; bands, each of which has to wait."""
-  bands, heads = (
-    math.prod(plan.bands),
-    plan.groups[0].stop // plan.problem.depth,
-  )
+  bands = math.prod(plan.bands)
+  heads = plan.groups[0].stop // plan.problem.depth
   queries = max(heads * math.prod(plan.band), kernels.LANES)
   keys = kernels.round_up(math.prod(plan.span), kernels.LANES)
   return bands * queries * keys, bands
