@@ -97,6 +97,7 @@ class ConvolutionPath(nn.Module):
       self.strides,
       self.dilation,
       self.implementation,
+      self.dtype,
     )
 
   def _make_weights(self, inputs, features):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 
@@ -48,11 +48,12 @@ class Convolution(NamedTuple):
   Attributes:
     make_weights: (number of maps, outputs) -> the weights of the fully
       connected layer and of the grouped convolution, and the bias of the
-      former, or None.
+      former, or None. It makes the parameters: call it once.
     use_bias: Whether there is that bias.
     strides: Pixels between outputs.
     dilation: Pixels between neighbouring taps.
     implementation: Implementation of `ops.shift_convolution`.
+    dtype: Computation dtype; None: that of the layer's input.
   """
 
   make_weights: Callable[[int, int], tuple[Array, Array, Array | None]]
@@ -60,6 +61,7 @@ class Convolution(NamedTuple):
   strides: int
   dilation: int
   implementation: str
+  dtype: DTypeLike | None
 
 
 class Attention(nn.Module):

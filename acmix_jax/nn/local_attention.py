@@ -83,14 +83,17 @@ class LocalAttention(attention.Attention):
     alpha: ArrayLike,
     beta: ArrayLike,
   ) -> Float[Array, 'b ho wo f'] | None:
-    """One operator, which projects, too, if both paths see the same pixels."""
-    chosen = self.implementation, convolution.implementation
-    if (
-      chosen != ('auto', 'auto')
-      or self.strides != convolution.strides
-      or self.dilation != convolution.dilation
-      or convolution.use_bias
-    ):
+    """Projections and both paths as one operator.
+
+    None if an implementation was asked for, the paths differ in strides,
+    dilation or dtype, or the fully connected layer has a bias.
+    """
+    own = self.implementation, self.strides, self.dilation, self.dtype
+    other = (
+      *(convolution.implementation, convolution.strides),
+      *(convolution.dilation, convolution.dtype),
+    )
+    if own != other or own[0] != 'auto' or convolution.use_bias:
       return None
     checks.check_map('LocalAttention', x)
     weights = [

@@ -123,9 +123,14 @@ class WindowAttention(attention.Attention):
     size: tuple[int, int] | None = None,
     shift: int = 0,
   ) -> Float[Array, 'b h w f'] | None:
-    """One operator, with both projections, if all pixels have outputs."""
+    """Both projections and both paths as one operator.
+
+    None if an implementation was asked for, the dtypes of the paths differ, or
+    the convolution has strides or a dilation.
+    """
     window = convolution.strides, convolution.dilation
-    if convolution.implementation != 'auto' or window != (1, 1):
+    chosen = convolution.implementation, convolution.dtype
+    if chosen != ('auto', self.dtype) or window != (1, 1):
       return None
     self._check_whole_windows(x)
     size = size or x.shape[1:3]

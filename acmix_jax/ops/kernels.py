@@ -36,18 +36,22 @@ def why_not(name: str, problem: Any, dtype: Any) -> str | None:
   return None
 
 
-def vmem_bytes() -> int:
-  """Memory on chip that a program for TPU may take by its plan's estimate.
+def vmem_budget() -> int:
+  """Memory on chip that a program for TPU may take by its plan's estimate."""
+  return _vmem_capacity() * 3 // 4
 
-  Three quarters of a core's: that of the mesh in context (`jax.set_mesh`) or of
-  this machine, or of one with 64 MiB (v5p, v7), where neither is a TPU. v2 to
-  v4 have 16, v5e and v6e 128.
+
+def _vmem_capacity():
+  """Memory of a core of the TPU that the program is for.
+
+  It is that of the mesh in context (`jax.set_mesh`), or of this machine, or one
+  with 64 MiB (v5p, v7) where neither is a TPU. v2 to v4 have 16 MiB, v5e and
+  v6e 128.
   """
   try:
-    capacity = pltpu.get_tpu_info().vmem_capacity_bytes
+    return pltpu.get_tpu_info().vmem_capacity_bytes
   except (AttributeError, ValueError):  # jax < 0.8 may lack it.
-    capacity = 64 * MIB
-  return capacity * 3 // 4
+    return 64 * MIB
 
 
 def too_large(plan: Any, size: Sequence[int]) -> str | None:
@@ -57,7 +61,7 @@ def too_large(plan: Any, size: Sequence[int]) -> str | None:
     plan: Plan with the field `vmem_bytes`.
     size: Rows and columns of the maps.
   """
-  allowed = vmem_bytes()
+  allowed = vmem_budget()
   if plan.vmem_bytes <= allowed:
     return None
   return (
@@ -68,7 +72,7 @@ def too_large(plan: Any, size: Sequence[int]) -> str | None:
 
 def vmem_limit(plan: Any) -> int:
   """Memory on chip that the compiler may take for a plan."""
-  return max(16 * MIB, min(plan.vmem_bytes * 5, vmem_bytes() * 4) // 4)
+  return max(16 * MIB, min(plan.vmem_bytes * 5 // 4, _vmem_capacity()))
 
 
 def call(
@@ -122,10 +126,12 @@ def repeat(count: Any, body: Callable[[Any], None]):
 
 
 def frame(rows: int, columns: int, channels: int) -> tuple[int, int, int, int]:
-  """Shape of a TPU's frame of a map: sheets, rows, columns and lanes.
+  """Shape of a frame, a float32 copy of a map on a TPU's chip.
 
-  Frames are of 32-bit numbers, where a slice may begin at any column, and of
-  sheets of whole registers, where it may skip some.
+  In 32 bits a slice may begin at any column; of 128 lanes it may have strides.
+
+  Returns:
+    Sheets of 128 channels, rows, columns in whole registers, and lanes.
   """
   sheets = -(-channels // LANES)
   return sheets, rows, round_up(columns, ALIGN), LANES

@@ -12,13 +12,13 @@ from jax.experimental import pallas as pl
 from acmix_jax.ops import kernels
 
 
-class Parts(NamedTuple):
-  """The rows of an image, of which a product takes some.
+class Slabs(NamedTuple):
+  """How the rows of an image are cut into equal slabs, a product each.
 
   Attributes:
     size: Rows and columns of the image.
-    rows: Rows of a product.
-    turns: Number of products; their rows may go beyond the image.
+    rows: Rows of a slab.
+    turns: Number of slabs; the last may go beyond the image.
   """
 
   size: tuple[int, int]
@@ -27,73 +27,73 @@ class Parts(NamedTuple):
 
   @property
   def padded(self) -> tuple[int, int]:
-    """Rows and columns that the products touch: whole registers."""
+    """Rows and columns of all slabs: whole registers."""
     columns = kernels.round_up(self.size[1], kernels.SUBLANES)
     return self.rows * self.turns, columns
 
-  def for_each(self, body: Callable[['Part'], None]):
-    """Calls body(part) for one part after the other."""
+  def for_each(self, body: Callable[['Slab'], None]):
+    """Calls body(slab) for one slab after the other."""
 
     @functools.partial(kernels.repeat, self.turns)
     def _(turn):
-      body(Part(self, turn * self.rows))
+      body(Slab(self, turn * self.rows))
 
 
-class Part(NamedTuple):
+class Slab(NamedTuple):
   """Some rows of an image.
 
   Attributes:
-    parts: What it is one of.
+    slabs: What it is one of.
     first: The first row.
   """
 
-  parts: Parts
+  slabs: Slabs
   first: Any
 
   def read(self, ref: Any) -> jax.Array:
     """The pixels [pixels, channels]; zeros beyond the image."""
-    x = ref[0, pl.ds(self.first, self.parts.rows)]
-    height, width = self.parts.size
+    x = ref[0, pl.ds(self.first, self.slabs.rows)]
+    height, width = self.slabs.size
     row = self.first + lax.broadcasted_iota(jnp.int32, x.shape, 0)
     column = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     x = jnp.where((row < height) & (column < width), x, 0)
     return x.reshape(-1, x.shape[-1])
 
   def write(self, ref: Any, x: jax.Array):
-    """The reverse of `read`; something is written beyond the image."""
-    x = x.reshape(self.parts.rows, *ref.shape[2:])
-    ref[0, pl.ds(self.first, self.parts.rows)] = x.astype(ref.dtype)
+    """The reverse of `read`; beyond the image values are arbitrary."""
+    x = x.reshape(self.slabs.rows, *ref.shape[2:])
+    ref[0, pl.ds(self.first, self.slabs.rows)] = x.astype(ref.dtype)
 
   def add(self, ref: Any, x: jax.Array):
     """Adds to what there is."""
-    x = x.reshape(self.parts.rows, *ref.shape[2:])
-    ref[0, pl.ds(self.first, self.parts.rows)] += x.astype(ref.dtype)
+    x = x.reshape(self.slabs.rows, *ref.shape[2:])
+    ref[0, pl.ds(self.first, self.slabs.rows)] += x.astype(ref.dtype)
 
 
 def project(
-  parts: Parts, x_ref: Any, kernel_ref: Any, bias_ref: Any, maps: Sequence[Any]
+  slabs: Slabs, x_ref: Any, kernel_ref: Any, bias_ref: Any, maps: Sequence[Any]
 ):
   """Writes the maps of an image.
 
   Args:
-    parts: Its rows.
-    x_ref: Image [1, rows, columns, c], as many as `parts.padded`.
+    slabs: Its rows.
+    x_ref: Image [1, rows, columns, c], as many as `slabs.padded`.
     kernel_ref: Weights of each map [number, c, f].
     bias_ref: Biases [number, f].
     maps: As many [1, rows, columns, f].
   """
 
-  def compute(part):
-    x = part.read(x_ref)
+  def compute(slab):
+    x = slab.read(x_ref)
     for i, ref in enumerate(maps):
       y = kernels.dot(x, kernel_ref[i], 1, 0) + bias_ref[i : i + 1]
-      part.write(ref, y)
+      slab.write(ref, y)
 
-  parts.for_each(compute)
+  slabs.for_each(compute)
 
 
 def differentiate(
-  parts: Parts,
+  slabs: Slabs,
   x_ref: Any,
   kernel_ref: Any,
   dmaps: Sequence[Any],
@@ -104,7 +104,7 @@ def differentiate(
   """Writes the gradient of an image, and adds to those of the weights.
 
   Args:
-    parts: Rows of the image.
+    slabs: Rows of the image.
     x_ref: Image.
     kernel_ref: Weights of each map.
     dmaps: Gradients of the maps.
@@ -113,14 +113,14 @@ def differentiate(
     dbias_ref: Gradients of the biases [1, number, f].
   """
 
-  def compute(part):
-    x, dx = part.read(x_ref), 0
+  def compute(slab):
+    x, dx = slab.read(x_ref), 0
     for i, ref in enumerate(dmaps):
-      dmap = part.read(ref)
+      dmap = slab.read(ref)
       dx += kernels.dot(dmap, kernel_ref[i], 1, 1)
       dkernel_ref[0, i] += kernels.dot(x, dmap, 0, 0)
       dbias = dmap.astype(jnp.float32).sum(0, keepdims=True)
       dbias_ref[0, i : i + 1] += dbias
-    part.write(dx_ref, dx)
+    slab.write(dx_ref, dx)
 
-  parts.for_each(compute)
+  slabs.for_each(compute)

@@ -1,4 +1,4 @@
-"""Both paths of ACmix from the same queries, keys and values."""
+"""A layer of ACmix on local attention, in one operator."""
 
 from acmix_jax.ops.local_acmix.api import IMPLEMENTATIONS, local_acmix
 

@@ -7,6 +7,7 @@ from acmix_jax.ops import (
   dense,
   implementations,
   local_attention,
+  sharding,
   shift_convolution,
 )
 from acmix_jax.ops.local_acmix import geometry, pallas_tpu
@@ -93,7 +94,8 @@ def local_acmix(
   """
   window = kernel_size, strides, dilation
   api.check_window(*x.shape[1:3], *window)
-  problem = geometry.describe(x, slopes, kernel, *window)
+  varying = sharding.varies(x, projection, bias, slopes, kernel, alpha)
+  problem = geometry.describe(x, slopes, kernel, *window, varying=varying)
   return implementations.run(
     IMPLEMENTATIONS,
     'local_acmix',

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from acmix_jax.ops import sharding, windows
+from acmix_jax.ops import windows
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
 
@@ -33,6 +33,8 @@ def describe(
   kernel_size: int,
   strides: int,
   dilation: int,
+  *,
+  varying: bool = False,
 ) -> Problem:
   """The problem of this input, these slopes and this kernel."""
   depth = slopes.shape[1]
@@ -44,7 +46,6 @@ def describe(
     queries, keys, keys, kernel_size, strides, dilation
   )
   convolution = convolution_geometry.describe([keys], kernel, strides, dilation)
-  varying = sharding.varies(x, slopes, kernel)
   return Problem(
     attention._replace(varying=varying),
     convolution._replace(varying=varying),

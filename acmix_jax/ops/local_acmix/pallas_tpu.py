@@ -7,6 +7,7 @@ other, and backwards the gradients of the projections.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,9 @@ interpret = functools.partial(combine, interpret=True)
 
 
 class _Inputs(NamedTuple):
-  """What both kernels read, beside the gradient of the output: references.
+  """References to the inputs of both kernels, in their order.
+
+  The backward kernel is given the gradient of the output, too.
 
   Attributes:
     x: Image.
@@ -105,7 +108,7 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
     convolution_kernel.spread(weights, inputs.taps, convolution)
     attention_kernel.clear(maps)
 
-  tpu_projection.project(plan.parts, *inputs[:3], projected)
+  tpu_projection.project(plan.slabs, *inputs[:3], projected)
   side = convolution.inputs(convolution.reach)
   convolution_kernel.fill(frame, projected, side, _BLOCK)
   convolution_kernel.convolve_block(convolution, frame, weights, out)
@@ -138,7 +141,7 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     convolution_kernel.spread(weights, inputs.taps, convolution)
     attention_kernel.clear([*maps, attention_dout, *results])
 
-  tpu_projection.project(plan.parts, *inputs[:3], projected)
+  tpu_projection.project(plan.slabs, *inputs[:3], projected)
   side = convolution.inputs((0, 0))
   convolution_kernel.fill(x, projected, side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
@@ -148,14 +151,14 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   # Those of the queries, too: there are none between the strides.
   attention_kernel.clear(gradients)
   maps.fill(attention, projected, _BLOCK)
-  tpu_band.fill_outputs(attention, attention_dout, dout_ref, _BLOCK)
+  tpu_band.fill_output_gradients(attention, attention_dout, dout_ref, _BLOCK)
   attention_kernel.differentiate_block(
     *(attention, maps, inputs.constants, _BLOCK),
     *(attention_dout, gradients, dslopes),
   )
   _add_paths(plan, projected, dx, gradients, inputs.alpha, dalpha)
   tpu_projection.differentiate(
-    plan.parts, *inputs[:2], projected, dx_ref, dprojection, dbias
+    plan.slabs, *inputs[:2], projected, dx_ref, dprojection, dbias
   )
 
 
@@ -219,9 +222,9 @@ def _forward(static, x, *shared):
 def _backward(static, inputs, _, dout):
   plan = tpu_plan.make_plan(static[0])
   x, projection, bias, slopes, kernel, alpha = inputs
+  taps = math.prod(kernel.shape[:2]), *kernel.shape[2:]
 
   def call(x, dout, *shared):
-    taps = convolution_kernel.merge_taps(kernel).shape
     channels = plan.attention.channels
     return _call(
       _backward_kernel,

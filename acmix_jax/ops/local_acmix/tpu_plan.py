@@ -25,21 +25,21 @@ class Plan(NamedTuple):
   channels: int
 
   @property
-  def parts(self) -> tpu_projection.Parts:
+  def slabs(self) -> tpu_projection.Slabs:
     """Rows of an image that the products of the projections take."""
     rows = self.convolution.rows * self.convolution.problem.strides
     size = self.attention.problem.keys
-    return tpu_projection.Parts(size, rows, self.convolution.turns)
+    return tpu_projection.Slabs(size, rows, self.convolution.turns)
 
   @property
   def shape(self) -> tuple[int, int, int]:
     """Rows, columns and channels of queries, keys or values."""
-    return *self.parts.padded, self.attention.channels
+    return *self.slabs.padded, self.attention.channels
 
   @property
   def input(self) -> tuple[int, int, int]:
     """Rows, columns and channels that a program touches of the input."""
-    return *self.parts.padded, self.channels
+    return *self.slabs.padded, self.channels
 
   @property
   def outputs(self) -> tuple[int, int, int]:

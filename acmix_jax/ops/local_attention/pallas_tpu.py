@@ -41,7 +41,8 @@ class Constants(NamedTuple):
 
   Attributes:
     slopes: Change of the position by row and by column [2, channels].
-    offsets: Rows and columns to each key from the middle of a band's [2, n].
+    offsets: Row and column of each key of a band, from the middle of its
+      rectangle of keys [2, n].
     rows: Log counts by row.
     columns: Log counts by column.
   """
@@ -73,15 +74,16 @@ class Maps(NamedTuple):
     tpu_band.fill_keys(plan, self.v, v_ref)
 
 
-class _Read(NamedTuple):
+class _BandWeights(NamedTuple):
   """What both kernels compute of a band with the lanes of a group.
 
   Attributes:
     q: Queries [heads * m, lanes], zero in the lanes of other heads.
     k: Keys [n, lanes].
     v: Values [n, lanes].
-    slopes: Of the logits' position, which is relative to the band: 16 bits are
-      too few for one that grows with the map.
+    slopes: Change of the position by row and by column [1, lanes], scaled.
+      Positions count from the middle of the band's keys, in float32: 16 bits
+      are too few for those that grow with the map.
     weights: Softmax of the logits [heads * m, n].
   """
 
@@ -92,8 +94,8 @@ class _Read(NamedTuple):
   weights: jax.Array
 
 
-def _read(plan: tpu_plan.Plan, maps: Maps, constants, band, block, lanes):
-  """`_Read` of a band."""
+def _weigh(plan: tpu_plan.Plan, maps: Maps, constants, band, block, lanes):
+  """`_BandWeights` of a band."""
   scale = plan.problem.depth**-0.5
   q = kernels.read_frame(maps.q, *band.queries(plan.query_strides), lanes)
   q = kernels.spread_heads(q, plan.problem.depth)
@@ -109,7 +111,7 @@ def _read(plan: tpu_plan.Plan, maps: Maps, constants, band, block, lanes):
     along = (q * slope).sum(-1, keepdims=True)
     logits -= along * constants.offsets[axis : axis + 1]
   log_counts = band.log_counts(constants.rows, constants.columns)
-  return _Read(x, k, v, slopes, _softmax(logits, log_counts))
+  return _BandWeights(x, k, v, slopes, _softmax(logits, log_counts))
 
 
 def clear(refs: Sequence[Any]):
@@ -123,7 +125,7 @@ def attend_block(plan: tpu_plan.Plan, maps: Maps, constants, block, write):
 
   def attend_band(band):
     for lanes in plan.groups:
-      read = _read(plan, maps, constants, band, block, lanes)
+      read = _weigh(plan, maps, constants, band, block, lanes)
       out = _dot(read.weights.astype(read.v.dtype), read.v, 1, 0)
       write(band, lanes, kernels.collect_heads(out, plan.problem.depth))
 
@@ -147,7 +149,17 @@ def differentiate_block(
   gradients: Gradients,
   dslopes_ref,
 ):
-  """Writes the gradients of queries, and adds to all others."""
+  """Writes the gradients of queries, and adds to all others.
+
+  Args:
+    plan: Sizes.
+    maps: Frames of queries, keys and values.
+    constants: What is the same for all images.
+    block: Number of the block of rows.
+    dout_frame: Frame of the gradients of the outputs.
+    gradients: Frames to write to.
+    dslopes_ref: Gradient of the slopes of all channels, to add to.
+  """
   scale = plan.problem.depth**-0.5
 
   def add(frame, band, lanes, x):
@@ -157,7 +169,7 @@ def differentiate_block(
 
   def differentiate_band(band):
     for lanes in plan.groups:
-      read = _read(plan, maps, constants, band, block, lanes)
+      read = _weigh(plan, maps, constants, band, block, lanes)
       dout = kernels.read_frame(dout_frame, *band.queries(), lanes)
       dout = kernels.spread_heads(dout, plan.problem.depth)
       dout = dout.astype(read.v.dtype)
@@ -217,7 +229,7 @@ def _backward_kernel(*refs, plan):
     clear([*maps, dout, *gradients[1:], dslopes_ref])
 
   maps.fill(plan, inputs, block)
-  tpu_band.fill_outputs(plan, dout, dout_ref, block)
+  tpu_band.fill_output_gradients(plan, dout, dout_ref, block)
   constants = Constants(*constants)
   differentiate_block(
     plan, maps, constants, block, dout, gradients, dslopes_ref

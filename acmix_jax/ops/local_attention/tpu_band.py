@@ -18,7 +18,7 @@ def fill_queries(plan: tpu_plan.Plan, frame, ref, block):
   _fill(frame, ref, block, size)
 
 
-def fill_outputs(plan: tpu_plan.Plan, frame, ref, block):
+def fill_output_gradients(plan: tpu_plan.Plan, frame, ref, block):
   """Copies the gradients of the outputs of a block into a frame of zeros."""
   _fill(frame, ref, block, plan.problem.queries)
 

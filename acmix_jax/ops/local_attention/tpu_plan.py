@@ -62,7 +62,10 @@ class Plan(NamedTuple):
 
   @property
   def margin(self) -> int:
-    """Columns of a frame of keys before the map: a band's begin a register."""
+    """Empty columns before the map in a frame of keys.
+
+    The first key of each band is then at a multiple of 8.
+    """
     return self.problem.reach if self.bands[1] > 1 else 0
 
   @property
@@ -133,7 +136,7 @@ class Plan(NamedTuple):
   def first_keys(self, band, axis: int):
     """First row (axis 0) or column (1) of keys of the band of that number.
 
-    A column may be one before the map, in its margin.
+    The column may be negative: it is then in the margin.
     """
     first = band * (self.band[axis] * self.problem.strides)
     if axis:
@@ -243,7 +246,7 @@ def make_plan(problem: geometry.Problem) -> Plan:
   """The plan of the least work that the chip has room for."""
   plans = (_cut(problem, band) for band in _bands(problem))
   best = next(plans)
-  allowed = kernels.vmem_bytes()
+  allowed = kernels.vmem_budget()
   plans = itertools.chain([best], plans)
   return next((plan for plan in plans if plan.vmem_bytes <= allowed), best)
 
@@ -275,7 +278,7 @@ def _cut(problem: geometry.Problem, band: tuple[int, int]) -> Plan:
   bands = plan.bands[0]
   plan = plan._replace(turns=bands)
   for blocks in range(2, bands + 1):
-    if plan.vmem_bytes <= kernels.vmem_bytes():
+    if plan.vmem_bytes <= kernels.vmem_budget():
       break
     smaller = plan._replace(turns=pl.cdiv(bands, blocks))
     # Keys that a block begins with are complete after the next one.

@@ -73,7 +73,8 @@ def fill(
     refs: Maps.
     side: What of them is where in the frame.
     block: Number of the block.
-    valid: (row, columns) -> whether pixels are more than zeros; None: all are.
+    valid: (row, columns) -> which pixels to copy; the others are zeros. None:
+      all.
   """
   height, width = side.size
 

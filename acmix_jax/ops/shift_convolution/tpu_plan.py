@@ -305,6 +305,6 @@ def make_plan(
   rows = -(-plan.out_size[0] // products)
   for blocks in range(1, products + 1):
     plan = plan._replace(rows=rows, turns=-(-products // blocks))
-    if plan.vmem_bytes <= min(_VMEM, kernels.vmem_bytes()):
+    if plan.vmem_bytes <= min(_VMEM, kernels.vmem_budget()):
       break
   return plan

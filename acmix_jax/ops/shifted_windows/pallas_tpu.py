@@ -189,7 +189,7 @@ class Row(NamedTuple):
     frames: Sequence[Any],
     dbias_ref: Any,
     *,
-    again: bool = False,
+    recompute_outputs: bool = False,
   ):
     """Writes the gradients of the maps in their place.
 
@@ -197,7 +197,8 @@ class Row(NamedTuple):
       constants: What is added to the logits.
       frames: Frames of queries, keys, values, and gradients of the outputs.
       dbias_ref: Gradient of the bias, to add to.
-      again: Whether to write the outputs in the place of their gradients.
+      recompute_outputs: Whether to write the outputs in the place of their
+        gradients.
     """
     dtype, depth = self.plan.problem.dtype, self.plan.problem.depth
 
@@ -214,7 +215,7 @@ class Row(NamedTuple):
       dlogits, weights = dlogits.astype(dtype), weights.astype(dtype)
       dq = kernels.collect_heads(_dot(dlogits, k, 1, 0), depth) * depth**-0.5
       results = [dq, _dot(dlogits, q, 0, 0), _dot(weights, dout, 0, 0)]
-      if again:
+      if recompute_outputs:
         results.append(kernels.collect_heads(_dot(weights, v, 1, 0), depth))
       # No other window reads these pixels.
       for frame, x in zip(frames, results, strict=False):

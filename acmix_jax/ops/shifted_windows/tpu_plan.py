@@ -103,9 +103,11 @@ class Plan(NamedTuple):
     groups, *side, lanes = self.frame
     frames = 4 * groups * kernels.map_bytes(side, lanes, 4)
     bias = kernels.map_bytes((problem.heads, self.tokens), self.tokens, 4)
+    masks = (len(self.masks()[0]), self.tokens)
+    masks = kernels.map_bytes(masks, self.tokens, 4)
     heads = self.groups[0].stop // problem.depth
     logits = 6 * kernels.map_bytes((heads, self.tokens), self.tokens, 4)
-    return frames + 4 * bias + logits
+    return frames + 4 * bias + 2 * masks + logits
 
   def cost(self, images: int, *, maps: int, products: int) -> pl.CostEstimate:
     """Flops and bytes of so many reads and writes, and products.

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from acmix_jax.ops import (
   dense,
   implementations,
+  sharding,
   shift_convolution,
   shifted_windows,
   xla_cpu,
@@ -99,19 +100,30 @@ def window_acmix(
     The sum, in the dtype of x.
 
   Raises:
-    ValueError: The implementation is unknown or cannot serve.
+    ValueError: The map is not made of whole windows, or the implementation is
+      unknown or cannot serve.
   """
+  _, height, width, _ = x.shape
+  if height % window_size or width % window_size:
+    raise ValueError(
+      f'window_acmix: a {height}x{width} map is not made of whole windows of '
+      f'window_size={window_size}.'
+    )
   problem = geometry.describe(
     *(x, window_bias, kernel, window_size),
-    size=size or x.shape[1:3],
+    size=size or (height, width),
     shift=shift,
     attend_padding=attend_padding,
+    varying=sharding.varies(
+      x, projection, bias, window_bias, out_kernel, kernel, offset
+    ),
   )
+  dtype = jnp.promote_types(jnp.float32, x.dtype)
   return implementations.run(
     IMPLEMENTATIONS,
     'window_acmix',
     implementation,
     problem,
     *(x, projection, bias, window_bias.astype(jnp.float32)),
-    *(out_kernel, kernel, offset.astype(jnp.float32)),
+    *(out_kernel, kernel, offset.astype(dtype)),
   )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from acmix_jax.ops import sharding, shifted_windows
+from acmix_jax.ops import shifted_windows
 from acmix_jax.ops.shift_convolution import geometry as convolution_geometry
 from acmix_jax.ops.shifted_windows import geometry as window_geometry
 
@@ -47,6 +47,7 @@ def describe(
   size: tuple[int, int],
   shift: int,
   attend_padding: bool,
+  varying: bool = False,
 ) -> Problem:
   """The problem of this input, this bias and this kernel."""
   heads = len(bias)
@@ -55,7 +56,6 @@ def describe(
   seen = x.shape[1:3] if attend_padding else size
   attention = window_geometry.describe(maps, bias, window_size, seen, shift)
   convolution = convolution_geometry.describe([maps], kernel, 1, 1)
-  varying = sharding.varies(x, bias, kernel)
   return Problem(
     attention._replace(varying=varying),
     convolution._replace(varying=varying),

@@ -8,6 +8,7 @@ of `shifted_windows`, for one row of windows after the other, and of
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,9 @@ interpret = functools.partial(combine, interpret=True)
 
 
 class _Inputs(NamedTuple):
-  """What both kernels read, beside the gradient of the output: references.
+  """References to the inputs of both kernels, in their order.
+
+  The backward kernel is given the gradient of the output, too.
 
   Attributes:
     x: Image.
@@ -128,7 +131,7 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
   def _():
     convolution_kernel.spread(weights, inputs.taps, convolution)
 
-  tpu_projection.project(plan.parts, *inputs[:3], maps)
+  tpu_projection.project(plan.slabs, *inputs[:3], maps)
   side = convolution.inputs(convolution.reach)
   valid = functools.partial(_valid, plan)
   convolution_kernel.fill(frame, maps, side, _BLOCK, valid)
@@ -142,11 +145,11 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
 
   _for_each_row(plan, attend)
 
-  def project(part):
-    y = kernels.dot(part.read(attended), inputs.out_kernel[...], 1, 0)
-    part.write(out_ref, y + part.read(out) + part.read(inputs.offset))
+  def project(slab):
+    y = kernels.dot(slab.read(attended), inputs.out_kernel[...], 1, 0)
+    slab.write(out_ref, y + slab.read(out) + slab.read(inputs.offset))
 
-  plan.parts.for_each(project)
+  plan.slabs.for_each(project)
 
 
 def _backward_kernel(*refs, plan: tpu_plan.Plan):
@@ -163,7 +166,7 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     for ref in results:
       ref[...] = jnp.zeros_like(ref)
 
-  tpu_projection.project(plan.parts, *inputs[:3], maps)
+  tpu_projection.project(plan.slabs, *inputs[:3], maps)
   side = convolution.inputs((0, 0))
   valid = functools.partial(_valid, plan)
   convolution_kernel.fill(x, maps, side, _BLOCK, valid)
@@ -172,27 +175,29 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     convolution, x, dx, dout, weights, dtaps
   )
 
-  def project_back(part):
-    y = part.read(dout_ref)
-    part.write(dattended, kernels.dot(y, inputs.out_kernel[...], 1, 1))
+  def project_back(slab):
+    y = slab.read(dout_ref)
+    slab.write(dattended, kernels.dot(y, inputs.out_kernel[...], 1, 1))
 
-  plan.parts.for_each(project_back)
+  plan.slabs.for_each(project_back)
 
   def differentiate(row, first):
     for frame, ref in zip(frames, (*maps, dattended), strict=True):
       row.fill(frame, ref, first)
-    row.differentiate(inputs.constants, frames, dwindow_bias, again=True)
+    row.differentiate(
+      inputs.constants, frames, dwindow_bias, recompute_outputs=True
+    )
     for frame, ref in zip(frames, (*dmaps, attended), strict=True):
       row.store(frame, ref, first)
 
   _for_each_row(plan, differentiate)
 
-  def differentiate_output(part):
-    y = part.read(dout_ref)
-    dout_kernel[0] += kernels.dot(part.read(attended), y, 0, 0)
-    part.add(doffset, y)
+  def differentiate_output(slab):
+    y = slab.read(dout_ref)
+    dout_kernel[0] += kernels.dot(slab.read(attended), y, 0, 0)
+    slab.add(doffset, y)
 
-  plan.parts.for_each(differentiate_output)
+  plan.slabs.for_each(differentiate_output)
   height, width = side.size
 
   @functools.partial(kernels.repeat, height)
@@ -206,7 +211,7 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
       ref[0, i, :width, source] = total.astype(ref.dtype)
 
   tpu_projection.differentiate(
-    plan.parts, *inputs[:2], dmaps, dx_ref, dprojection, dbias
+    plan.slabs, *inputs[:2], dmaps, dx_ref, dprojection, dbias
   )
 
 
@@ -242,6 +247,7 @@ def _backward(static, inputs, _, dout):
   plan = tpu_plan.make_plan(static[0])
   x, projection, bias, _, out_kernel, kernel, offset = inputs
   tokens = plan.attention.tokens
+  taps = math.prod(kernel.shape[:2]), *kernel.shape[2:]
 
   def call(x, dout, *shared):
     return _call(
@@ -253,7 +259,7 @@ def _backward(static, inputs, _, dout):
       sums=[
         (3, plan.channels, plan.attention.channels),
         (3, plan.attention.channels),
-        convolution_kernel.merge_taps(kernel).shape,
+        taps,
         (plan.attention.problem.heads, tokens, tokens),
         out_kernel.shape,
         plan.shape,
@@ -289,10 +295,13 @@ def _backward(static, inputs, _, dout):
 def _general(
   static, x, projection, bias, window_bias, out_kernel, kernel, offset
 ):
-  attention, convolution, *_ = static[0]
+  problem = static[0]
+  attention, convolution, *_ = problem
   maps = x @ projection + bias[None, None, None]
   maps = maps.reshape(*x.shape[:3], -1, attention.depth)
   attended = plain.attend(attention, maps, window_bias)
+  if problem.valid is not None:
+    maps = jnp.where(problem.valid[None, :, :, None, None], maps, 0)
   convolved = shifts.convolve(convolution, [maps], kernel)
   attended = attended.reshape(convolved.shape)
   return attended @ out_kernel + convolved + offset[None].astype(x.dtype)
@@ -329,7 +338,7 @@ def _call(
   plan = tpu_plan.make_plan(static[0])
   projection, bias, window_bias, out_kernel, taps, offset = shared
   masks, index = plan.attention.masks()
-  constants = _Inputs(
+  inputs = _Inputs(
     maps[0],
     _split(projection),
     _split(bias),
@@ -346,19 +355,19 @@ def _call(
 
   def image(channels):
     return pl.BlockSpec(
-      (1, *plan.parts.padded, channels),
+      (1, *plan.slabs.padded, channels),
       lambda part, i: (part * each + i, 0, 0, 0),
     )
 
   specs = _Inputs(
-    *(kernels.whole_spec(y) for y in constants),
+    *(kernels.whole_spec(y) for y in inputs),
   )._replace(
     x=image(plan.channels), index=pl.BlockSpec(memory_space=pltpu.SMEM)
   )
   return kernels.call(
     functools.partial(kernel, plan=plan),
     'tpu',
-    [*constants, *maps[1:]],
+    [*inputs, *maps[1:]],
     [
       jax.ShapeDtypeStruct((*x.shape[:3], channels), x.dtype),
       *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),

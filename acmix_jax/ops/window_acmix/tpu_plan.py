@@ -27,21 +27,21 @@ class Plan(NamedTuple):
   size: tuple[int, int]
 
   @property
-  def parts(self) -> tpu_projection.Parts:
+  def slabs(self) -> tpu_projection.Slabs:
     """Rows of an image that the products of linear maps take."""
     convolution = self.convolution
     size = self.attention.problem.padded
-    return tpu_projection.Parts(size, convolution.rows, convolution.turns)
+    return tpu_projection.Slabs(size, convolution.rows, convolution.turns)
 
   @property
   def input(self) -> tuple[int, int, int]:
     """Rows, columns and channels that a program touches of the input."""
-    return *self.parts.padded, self.channels
+    return *self.slabs.padded, self.channels
 
   @property
   def shape(self) -> tuple[int, int, int]:
     """Rows, columns and channels of queries, keys, values or outputs."""
-    return *self.parts.padded, self.attention.channels
+    return *self.slabs.padded, self.attention.channels
 
   @property
   def frames(self) -> list[tuple[int, ...]]:
@@ -61,6 +61,8 @@ class Plan(NamedTuple):
     maps = 8 * kernels.map_bytes(size, features, itemsize)
     weights = [((3, self.channels), features), ((1, features), features)]
     weights = sum(kernels.map_bytes(*x, itemsize + 4) for x in weights)
+    taps = (math.prod(self.convolution.taps), sum(self.convolution.maps))
+    weights += kernels.map_bytes(taps, features, itemsize + 4)
     offset = 2 * kernels.map_bytes(size, features, 4)
     return (
       2 * (moved + weights + offset)

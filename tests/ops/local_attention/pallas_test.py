@@ -133,7 +133,7 @@ def test_tpu_kernel_cuts_wide_maps_along_their_rows():
   ids=str,
 )
 def test_tpu_kernel_cuts_maps_into_blocks_of_rows(case, monkeypatch):
-  monkeypatch.setattr(tpu_plan.kernels, 'vmem_bytes', lambda: 1)
+  monkeypatch.setattr(tpu_plan.kernels, 'vmem_budget', lambda: 1)
   monkeypatch.setattr(tpu_plan, '_QUERIES', 32)
   inputs, dout, wanted = problem(case)
   compute = jax.jit(functools.partial(run, pallas_tpu, case))
@@ -142,7 +142,7 @@ def test_tpu_kernel_cuts_maps_into_blocks_of_rows(case, monkeypatch):
 
 def test_tpu_kernel_never_uses_memory_beyond_a_map(monkeypatch):
   case = Case(9, 5, heads=1, kernel=3)
-  monkeypatch.setattr(tpu_plan.kernels, 'vmem_bytes', lambda: 1)
+  monkeypatch.setattr(tpu_plan.kernels, 'vmem_budget', lambda: 1)
   monkeypatch.setattr(tpu_plan, '_QUERIES', 32)
   inputs, dout, wanted = problem(case)
   emulate = pltpu.InterpretParams(uninitialized_memory='nan')

@@ -85,8 +85,33 @@ def test_a_layer_equals_the_reference(
   )
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize(('size', 'heads'), [((56, 56), 3), ((14, 14), 12)])
+def test_forward_derivatives_leave_out_the_padding():
+  inputs = arguments((3, 6), 4, 1, 8, 3)
+  tangents = [battery.normal(10 + i, x.shape) for i, x in enumerate(inputs)]
+  results = []
+  for implementation in ('pallas', 'separate'):
+    run = functools.partial(
+      window_acmix.window_acmix,
+      window_size=3,
+      size=(3, 4),
+      shift=1,
+      implementation=implementation,
+    )
+    results.append(jax.jit(functools.partial(jax.jvp, run))(inputs, tangents))
+  for got, want in zip(*results, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_maps_of_other_sizes_are_refused():
+  inputs = arguments((3, 5), 4, 1, 8, 3)
+  with pytest.raises(ValueError, match='3x5 map is not made of whole windows'):
+    window_acmix.window_acmix(*inputs, window_size=3)
+
+
+@pytest.mark.parametrize(
+  ('size', 'heads', 'dtype'),
+  [((56, 56), 3, 'bfloat16'), ((28, 28), 6, 'float32')],
+)
 def test_a_layer_lowers_for_tpu_as_one(size, heads, dtype):
   def total(*inputs):
     out = window_acmix.window_acmix(*inputs, window_size=7, shift=3)
