@@ -53,16 +53,20 @@ def test_gradients_need_no_promotion_of_dtypes(name, fields):
   )
 
 
+_SETTINGS = {
+  'strict': lambda: jax.numpy_dtype_promotion('strict'),
+  'x64': lambda: jax.enable_x64(True),
+}
+
+
 @pytest.mark.parametrize(
-  'setting',
+  ('make', 'setting'),
   [
-    lambda: jax.numpy_dtype_promotion('strict'),
-    lambda: jax.enable_x64(True),
+    (detection.RetinaNet, 'x64'),
+    (detection.CascadeMaskRCNN, 'strict'),
+    pytest.param(detection.RetinaNet, 'strict', marks=pytest.mark.slow),
+    pytest.param(detection.CascadeMaskRCNN, 'x64', marks=pytest.mark.slow),
   ],
-  ids=['strict', 'x64'],
-)
-@pytest.mark.parametrize(
-  'make', [detection.RetinaNet, detection.CascadeMaskRCNN]
 )
 def test_detectors_keep_their_dtypes(make, setting):
   model = make(
@@ -94,7 +98,7 @@ def test_detectors_keep_their_dtypes(make, setting):
     )
     return detection.total(losses)
 
-  with setting():
+  with _SETTINGS[setting]():
     state = dict(jax.eval_shape(model.init, jax.random.key(0), images))
     params = state.pop('params')
     gradients = jax.eval_shape(

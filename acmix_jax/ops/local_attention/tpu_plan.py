@@ -1,5 +1,6 @@
 """How the kernels for TPU cut a local attention into programs."""
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -244,20 +245,27 @@ class Plan(NamedTuple):
 
 def make_plan(problem: geometry.Problem) -> Plan:
   """The plan of the least work that the chip has room for."""
-  plans = (_cut(problem, band) for band in _bands(problem))
+  return _make_plan(problem, kernels.vmem_budget(), _QUERIES)
+
+
+@functools.cache  # Every layer of a network asks several times.
+def _make_plan(problem, budget, queries):
+  plans = (_cut(problem, band, budget) for band in _bands(problem, queries))
   best = next(plans)
-  allowed = kernels.vmem_budget()
   plans = itertools.chain([best], plans)
-  return next((plan for plan in plans if plan.vmem_bytes <= allowed), best)
+  return next((plan for plan in plans if plan.vmem_bytes <= budget), best)
 
 
-def _bands(problem: geometry.Problem) -> list[tuple[int, int]]:
-  """Rows and columns of a band, those of the least work first."""
+def _bands(problem: geometry.Problem, most: int) -> list[tuple[int, int]]:
+  """Rows and columns of a band of at most so many queries.
+
+  Those of the least work come first.
+  """
   height, width = problem.queries
   whole = kernels.round_up(width, kernels.ALIGN)
   bands = set()
-  for columns in range(kernels.ALIGN, min(whole, _QUERIES) + 1, kernels.ALIGN):
-    for rows in range(1, min(height, _QUERIES // columns) + 1):
+  for columns in range(kernels.ALIGN, min(whole, most) + 1, kernels.ALIGN):
+    for rows in range(1, min(height, most // columns) + 1):
       # Bands of as many rows each.
       bands.add((pl.cdiv(height, pl.cdiv(height, rows)), columns))
   return sorted(bands, key=lambda band: _work(Plan(problem, band, 1)))
@@ -272,13 +280,13 @@ def _work(plan: Plan) -> tuple[int, int]:
   return bands * queries * keys, bands
 
 
-def _cut(problem: geometry.Problem, band: tuple[int, int]) -> Plan:
+def _cut(problem: geometry.Problem, band: tuple[int, int], budget: int) -> Plan:
   """The plan of the fewest blocks that the chip has room for."""
   plan = Plan(problem, band, 1)
   bands = plan.bands[0]
   plan = plan._replace(turns=bands)
   for blocks in range(2, bands + 1):
-    if plan.vmem_bytes <= kernels.vmem_budget():
+    if plan.vmem_bytes <= budget:
       break
     smaller = plan._replace(turns=pl.cdiv(bands, blocks))
     # Keys that a block begins with are complete after the next one.

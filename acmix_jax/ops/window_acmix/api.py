@@ -118,7 +118,7 @@ def window_acmix(
       x, projection, bias, window_bias, out_kernel, kernel, offset
     ),
   )
-  dtype = jnp.promote_types(jnp.float32, x.dtype)
+  dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
   return implementations.run(
     IMPLEMENTATIONS,
     'window_acmix',

@@ -62,10 +62,9 @@ def arguments(size, channels, heads, depth, dtype='float32'):
 @pytest.mark.parametrize(
   ('size', 'channels', 'heads', 'depth', 'strides', 'dilation'),
   [
-    ((7, 9), 16, 2, 8, 1, 1),
     ((6, 5), 40, 4, 64, 1, 2),
     ((11, 18), 24, 3, 16, 2, 1),
-    ((8, 7), 8, 1, 200, 2, 1),
+    pytest.param((8, 7), 8, 1, 200, 2, 1, marks=pytest.mark.slow),
   ],
 )
 def test_a_layer_equals_the_reference(
@@ -184,17 +183,3 @@ def test_any_number_of_images_is_exported():
   np.testing.assert_allclose(
     exported.call(*values), run(*values), rtol=1e-5, atol=1e-5
   )
-
-
-def test_bfloat16_keeps_positions_apart():
-  # Weights of 10 move a key of 56 columns by 2 * 10 / 55 a column.
-  x, _, bias, _, kernel, _ = arguments((4, 56), 48, 1, 16, 'bfloat16')
-  # Of the channels, without rounding.
-  projection = jnp.eye(48, dtype=x.dtype).reshape(48, 3, 16).swapaxes(0, 1)
-  slopes = 20 / 55 * battery.normal(3, (2, 16))
-  inputs = x, projection, 0 * bias, slopes, 0 * kernel, jnp.float32(1)
-  exact = layer(3, 1, 1)(*(y.astype(jnp.float32) for y in inputs))
-  out = local_acmix.local_acmix(*inputs, kernel_size=3, implementation='pallas')
-  error = np.abs(np.asarray(out, np.float32) - exact).max()
-  # Half of the last place of the outputs, and of the weights.
-  assert error < 2**-8 * np.abs(exact).max() * 2

@@ -116,13 +116,6 @@ def test_kernels_have_positions_that_their_keys_have_no_bits_for(platform):
   assert_same(compute(inputs, dout), wanted, case.dtype)
 
 
-def test_tpu_kernel_cuts_wide_maps_along_their_rows():
-  case = Case(4, 90, heads=1, kernel=3)
-  inputs, dout, wanted = problem(case)
-  compute = jax.jit(functools.partial(run, pallas_tpu, case))
-  assert_same(compute(inputs, dout), wanted, case.dtype)
-
-
 @pytest.mark.parametrize(
   'case',
   [
