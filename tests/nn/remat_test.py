@@ -89,7 +89,13 @@ def compute(name, remat, variables, images):
   return jax.jit(update)(params, state, images)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'san10'))
+    for name in SMALL
+  ],
+)
 def test_loss_gradients_and_statistics_do_not_depend_on_remat(name):
   variables, images = start(name, 'none')
   want = compute(name, 'none', variables, images)

@@ -164,6 +164,7 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
   assert int(saved.name) == len(two)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_augmentation_of_one(tmp_path, monkeypatch):
   program = '-m', 'tests.train.augmented_run', str(tmp_path / 'two')
   processes = [_run(*program, **own) for own in _pair()]
