@@ -125,6 +125,12 @@ def repeat(count: Any, body: Callable[[Any], None]):
   lax.fori_loop(first, count, turn, None)
 
 
+def clear(refs: Sequence[Any]):
+  """Makes all numbers zeros; those around a map stay so."""
+  for ref in refs:
+    ref[...] = jnp.zeros_like(ref)
+
+
 def frame(rows: int, columns: int, channels: int) -> tuple[int, int, int, int]:
   """Shape of a frame, a float32 copy of a map on a TPU's chip.
 

@@ -21,7 +21,7 @@ from acmix_jax.ops import derivatives, kernels, sharding, tpu_projection
 from acmix_jax.ops.local_acmix import geometry, tpu_plan
 from acmix_jax.ops.local_attention import geometry as attention_geometry
 from acmix_jax.ops.local_attention import pallas_tpu as attention_kernel
-from acmix_jax.ops.local_attention import tiles, tpu_band
+from acmix_jax.ops.local_attention import tiles, tpu_band, tpu_block
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
 from acmix_jax.ops.shift_convolution import shifts
 
@@ -70,7 +70,7 @@ class _Inputs(NamedTuple):
     x: Image.
     projection: Weights of queries, keys and values.
     bias: Their biases.
-    slopes: This one and the next three: see `attention_kernel.Constants`.
+    slopes: This one and the next three: see `tpu_block.Constants`.
     offsets: See there.
     rows: See there.
     columns: See there.
@@ -89,9 +89,9 @@ class _Inputs(NamedTuple):
   alpha: Any
 
   @property
-  def constants(self) -> attention_kernel.Constants:
+  def constants(self) -> tpu_block.Constants:
     """What the attention needs."""
-    return attention_kernel.Constants(*self[3:7])
+    return tpu_block.Constants(*self[3:7])
 
 
 _COUNT = len(_Inputs._fields)
@@ -99,14 +99,14 @@ _COUNT = len(_Inputs._fields)
 
 def _forward_kernel(*refs, plan: tpu_plan.Plan):
   inputs, (out_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
-  projected, maps = refs[:3], attention_kernel.Maps(*refs[3:6])
+  projected, maps = refs[:3], tpu_block.Maps(*refs[3:6])
   out, frame, weights = refs[6:]
   attention, convolution, _ = plan
 
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, inputs.taps, convolution)
-    attention_kernel.clear(maps)
+    kernels.clear(maps)
 
   tpu_projection.project(plan.slabs, *inputs[:3], projected)
   side = convolution.inputs(convolution.reach)
@@ -119,7 +119,7 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
     attended = attended.reshape(*attention.band, -1)
     out[index] += inputs.alpha[0] * attended
 
-  attention_kernel.attend_block(attention, maps, inputs.constants, _BLOCK, add)
+  tpu_block.attend_block(attention, maps, inputs.constants, _BLOCK, add)
   height, width = out_ref.shape[1:3]
 
   @functools.partial(kernels.repeat, height)
@@ -131,15 +131,15 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   inputs, (dout_ref, dx_ref, *refs) = _Inputs(*refs[:_COUNT]), refs[_COUNT:]
   results, refs = refs[:5], refs[5:]
   dprojection, dbias, dtaps, dalpha, dslopes = results
-  projected, maps = refs[:3], attention_kernel.Maps(*refs[3:6])
-  attention_dout, gradients = refs[6], attention_kernel.Gradients(*refs[7:10])
+  projected, maps = refs[:3], tpu_block.Maps(*refs[3:6])
+  attention_dout, gradients = refs[6], tpu_block.Gradients(*refs[7:10])
   x, dx, dout, weights = refs[10:]
   attention, convolution, _ = plan
 
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, inputs.taps, convolution)
-    attention_kernel.clear([*maps, attention_dout, *results])
+    kernels.clear([*maps, attention_dout, *results])
 
   tpu_projection.project(plan.slabs, *inputs[:3], projected)
   side = convolution.inputs((0, 0))
@@ -149,10 +149,10 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     convolution, x, dx, dout, weights, dtaps
   )
   # Those of the queries, too: there are none between the strides.
-  attention_kernel.clear(gradients)
+  kernels.clear(gradients)
   maps.fill(attention, projected, _BLOCK)
   tpu_band.fill_output_gradients(attention, attention_dout, dout_ref, _BLOCK)
-  attention_kernel.differentiate_block(
+  tpu_block.differentiate_block(
     *(attention, maps, inputs.constants, _BLOCK),
     *(attention_dout, gradients, dslopes),
   )
@@ -207,7 +207,7 @@ def _forward(static, x, *shared):
       block=output,
       sums=[],
       scratch_shapes=[
-        *attention_kernel.frames(plan.attention),
+        *tpu_block.frames(plan.attention),
         pltpu.VMEM((1, *plan.outputs), jnp.float32),
         *convolution_kernel.scratch(plan.convolution, [side]),
       ],
@@ -235,9 +235,9 @@ def _backward(static, inputs, _, dout):
       block=plan.input,
       sums=[projection.shape, bias.shape, taps, (1, channels), (2, channels)],
       scratch_shapes=[
-        *attention_kernel.frames(plan.attention),
-        attention_kernel.output_frame(plan.attention),
-        *attention_kernel.gradient_frames(plan.attention),
+        *tpu_block.frames(plan.attention),
+        tpu_block.output_frame(plan.attention),
+        *tpu_block.gradient_frames(plan.attention),
         *[pltpu.VMEM(shape, jnp.float32) for shape in plan.frames],
         pltpu.VMEM(plan.convolution.weights, kernel.dtype),
       ],
@@ -301,7 +301,7 @@ def _call(
   """
   plan = tpu_plan.make_plan(static[0])
   *projections, slopes, taps, alpha = shared
-  constants = attention_kernel.Constants.make(plan.attention, slopes)
+  constants = tpu_block.Constants.make(plan.attention, slopes)
   constants = [*projections, *constants, convolution_kernel.merge_taps(taps)]
   x = maps[0]
   parts = kernels.parts_of(len(x))

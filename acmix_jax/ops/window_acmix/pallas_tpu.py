@@ -163,8 +163,7 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   @pl.when(pl.program_id(1) == 0)
   def _():
     convolution_kernel.spread(weights, inputs.taps, convolution)
-    for ref in results:
-      ref[...] = jnp.zeros_like(ref)
+    kernels.clear(results)
 
   tpu_projection.project(plan.slabs, *inputs[:3], maps)
   side = convolution.inputs((0, 0))
