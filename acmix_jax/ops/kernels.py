@@ -1,5 +1,6 @@
 """What the kernels written in Pallas share."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,6 +98,70 @@ def call(
   if interpret:
     return run(*inputs)
   return deferred.call(run, platform, outputs, *inputs)
+
+
+def call_images(
+  kernel: Callable[..., None],
+  plan: Any,
+  interpret: Any,
+  constants: Sequence[jax.Array],
+  scalars: jax.Array,
+  images: Sequence[jax.Array],
+  output: Sequence[int],
+  blocks: Sequence[Sequence[int]],
+  sums: Sequence[Sequence[int]],
+  **options: Any,
+) -> Sequence[jax.Array]:
+  """Runs a kernel for TPU on one image after the other.
+
+  Args:
+    kernel: Function of references to the constants, scalars, images, output,
+      sums and scratch memory, and of `plan`.
+    plan: Plan with the field `vmem_bytes`.
+    interpret: `interpret` of `pallas_call`.
+    constants: Arrays that every program gets whole.
+    scalars: Numbers that it reads one by one.
+    images: Maps of which it gets an image [b, rows, columns, channels].
+    output: Rows, columns and channels of the map that it gives.
+    blocks: Those that it touches of each map and of the output; they may go
+      beyond the image.
+    sums: Shapes of the sums over images that it gives, one for each core.
+    **options: Other arguments of `pallas_call`.
+  """
+  count = len(images[0])
+  parts = parts_of(count)
+  each = count // parts
+  *specs, output_spec = (
+    pl.BlockSpec((1, *block), lambda part, i: (part * each + i, 0, 0, 0))
+    for block in blocks
+  )
+  return call(
+    functools.partial(kernel, plan=plan),
+    'tpu',
+    [*constants, scalars, *images],
+    [
+      jax.ShapeDtypeStruct((count, *output), images[0].dtype),
+      *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
+    ],
+    interpret,
+    grid=(parts, each),
+    in_specs=[
+      *map(whole_spec, constants),
+      pl.BlockSpec(memory_space=pltpu.SMEM),
+      *specs,
+    ],
+    out_specs=[output_spec, *map(_part_spec, sums)],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'arbitrary'),
+      vmem_limit_bytes=vmem_limit(plan),
+    ),
+    **options,
+  )
+
+
+def _part_spec(shape):
+  """The sums of a core, the first axis of the grid."""
+  return pl.BlockSpec((1, *shape), lambda part, *_: (part, *(0,) * len(shape)))
 
 
 def dot(
@@ -213,11 +278,6 @@ def groups_of_heads(heads: int, depth: int) -> list[slice]:
 def whole_spec(x: jax.Array) -> pl.BlockSpec:
   """The same array for all programs."""
   return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-
-
-def part_spec(shape: Sequence[int]) -> pl.BlockSpec:
-  """Sums of this shape of a core, the first axis of the grid."""
-  return pl.BlockSpec((1, *shape), lambda part, *_: (part, *(0,) * len(shape)))
 
 
 def parts_of(images: int) -> int:

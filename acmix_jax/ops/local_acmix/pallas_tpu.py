@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import derivatives, kernels, sharding, tpu_projection
 from acmix_jax.ops.local_acmix import geometry, tpu_plan
@@ -39,22 +39,13 @@ def why_not(problem: geometry.Problem) -> str | None:
 
 
 def combine(
-  problem: geometry.Problem,
-  x: Float[Array, 'b h w c'],
-  projection: Float[Array, '3 c f'],
-  bias: Float[Array, '3 f'],
-  slopes: Float32[Array, '2 d'],
-  kernel: Float[Array, 'kh kw m f'],
-  alpha: Float32[Array, ''],
-  interpret: Any = False,
+  problem: geometry.Problem, *arrays: jax.Array, interpret: Any = False
 ) -> Float[Array, 'b ho wo f']:
-  """The sum alpha * local attention + grouped convolution; see `local_acmix`.
+  """The sum of both paths, of the arrays of `local_acmix` in their order.
 
   Its first gradient is a kernel, other derivatives are those of plain forms.
   """
-  return _combine(
-    (problem, interpret), x, projection, bias, slopes, kernel, alpha
-  )
+  return _combine((problem, interpret), *arrays)
 
 
 # Slow: the kernels as plain operations, for tests.
@@ -67,7 +58,6 @@ class _Inputs(NamedTuple):
   The backward kernel is given the gradient of the output, too.
 
   Attributes:
-    x: Image.
     projection: Weights of queries, keys and values.
     bias: Their biases.
     slopes: This one and the next three: see `tpu_block.Constants`.
@@ -76,9 +66,9 @@ class _Inputs(NamedTuple):
     columns: See there.
     taps: Weights of the convolution.
     alpha: Factor of the attention.
+    x: Image.
   """
 
-  x: Any
   projection: Any
   bias: Any
   slopes: Any
@@ -87,11 +77,14 @@ class _Inputs(NamedTuple):
   columns: Any
   taps: Any
   alpha: Any
+  x: Any
 
   @property
   def constants(self) -> tpu_block.Constants:
     """What the attention needs."""
-    return tpu_block.Constants(*self[3:7])
+    return tpu_block.Constants(
+      self.slopes, self.offsets, self.rows, self.columns
+    )
 
 
 _COUNT = len(_Inputs._fields)
@@ -108,7 +101,9 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
     convolution_kernel.spread(weights, inputs.taps, convolution)
     kernels.clear(maps)
 
-  tpu_projection.project(plan.slabs, *inputs[:3], projected)
+  tpu_projection.project(
+    plan.slabs, inputs.x, inputs.projection, inputs.bias, projected
+  )
   side = convolution.inputs(convolution.reach)
   convolution_kernel.fill(frame, projected, side, _BLOCK)
   convolution_kernel.convolve_block(convolution, frame, weights, out)
@@ -141,7 +136,9 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     convolution_kernel.spread(weights, inputs.taps, convolution)
     kernels.clear([*maps, attention_dout, *results])
 
-  tpu_projection.project(plan.slabs, *inputs[:3], projected)
+  tpu_projection.project(
+    plan.slabs, inputs.x, inputs.projection, inputs.bias, projected
+  )
   side = convolution.inputs((0, 0))
   convolution_kernel.fill(x, projected, side, _BLOCK)
   convolution_kernel.fill(dout, [dout_ref], convolution.gradients(), _BLOCK)
@@ -158,7 +155,8 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
   )
   _add_paths(plan, projected, dx, gradients, inputs.alpha, dalpha)
   tpu_projection.differentiate(
-    plan.slabs, *inputs[:2], projected, dx_ref, dprojection, dbias
+    *(plan.slabs, inputs.x, inputs.projection, projected),
+    *(dx_ref, dprojection, dbias),
   )
 
 
@@ -198,15 +196,16 @@ def _forward(static, x, *shared):
   output = *plan.attention.problem.queries, plan.attention.channels
 
   def call(x, *shared):
-    [out] = _call(
+    [out] = kernels.call_images(
       _forward_kernel,
-      static,
-      [x],
-      shared,
+      *(plan, static[1]),
+      *_constants(plan, *shared),
+      images=[x],
       output=output,
-      block=output,
+      blocks=[plan.input, output],
       sums=[],
       scratch_shapes=[
+        *_projected(plan, x.dtype),
         *tpu_block.frames(plan.attention),
         pltpu.VMEM((1, *plan.outputs), jnp.float32),
         *convolution_kernel.scratch(plan.convolution, [side]),
@@ -226,15 +225,16 @@ def _backward(static, inputs, _, dout):
 
   def call(x, dout, *shared):
     channels = plan.attention.channels
-    return _call(
+    return kernels.call_images(
       _backward_kernel,
-      static,
-      [x, dout],
-      shared,
+      *(plan, static[1]),
+      *_constants(plan, *shared),
+      images=[x, dout],
       output=x.shape[1:],
-      block=plan.input,
+      blocks=[plan.input, dout.shape[1:], plan.input],
       sums=[projection.shape, bias.shape, taps, (1, channels), (2, channels)],
       scratch_shapes=[
+        *_projected(plan, x.dtype),
         *tpu_block.frames(plan.attention),
         tpu_block.output_frame(plan.attention),
         *tpu_block.gradient_frames(plan.attention),
@@ -271,69 +271,16 @@ def _general(static, x, projection, bias, slopes, kernel, alpha):
   return alpha.astype(v.dtype) * attended + convolved
 
 
-_combine = derivatives.define(_forward, _backward, _general)
-
-
-def _call(
-  kernel,
-  static,
-  maps,
-  shared,
-  *,
-  output,
-  block,
-  sums,
-  scratch_shapes,
-  **options,
-):
-  """Runs a kernel on whole images.
-
-  Args:
-    kernel: The kernel.
-    static: Problem and `interpret`.
-    maps: The input, and the gradient of the output.
-    shared: Projection, bias, slopes, kernel of the convolution, and alpha.
-    output: Rows, columns and channels of the map that it gives.
-    block: Those that a program touches.
-    sums: Shapes of the sums over images that it gives, one for each core.
-    scratch_shapes: Memory on chip beside that for queries, keys and values.
-    **options: Others of `pallas_call`.
-  """
-  plan = tpu_plan.make_plan(static[0])
-  *projections, slopes, taps, alpha = shared
+def _constants(plan, projection, bias, slopes, kernel, alpha):
+  """Arrays, and numbers, that all programs get."""
   constants = tpu_block.Constants.make(plan.attention, slopes)
-  constants = [*projections, *constants, convolution_kernel.merge_taps(taps)]
-  x = maps[0]
-  parts = kernels.parts_of(len(x))
-  each = len(x) // parts
+  taps = convolution_kernel.merge_taps(kernel)
+  return [projection, bias, *constants, taps], alpha[None]
 
-  def image(*shape):
-    return pl.BlockSpec((1, *shape), lambda part, i: (part * each + i, 0, 0, 0))
 
-  return kernels.call(
-    functools.partial(kernel, plan=plan),
-    'tpu',
-    [x, *constants, alpha[None], *maps[1:]],
-    [
-      jax.ShapeDtypeStruct((len(x), *output), x.dtype),
-      *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
-    ],
-    static[1],
-    grid=(parts, each),
-    in_specs=[
-      image(*plan.input),
-      *map(kernels.whole_spec, constants),
-      pl.BlockSpec(memory_space=pltpu.SMEM),
-      *(image(*y.shape[1:]) for y in maps[1:]),
-    ],
-    out_specs=[image(*block), *map(kernels.part_spec, sums)],
-    scratch_shapes=[
-      *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 3,
-      *scratch_shapes,
-    ],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'arbitrary'),
-      vmem_limit_bytes=kernels.vmem_limit(plan),
-    ),
-    **options,
-  )
+def _projected(plan, dtype):
+  """Memory for queries, keys and values."""
+  return [pltpu.VMEM((1, *plan.shape), dtype)] * 3
+
+
+_combine = derivatives.define(_forward, _backward, _general)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from acmix_jax.ops import derivatives, kernels, sharding, tpu_projection
 from acmix_jax.ops.shift_convolution import pallas_tpu as convolution_kernel
@@ -42,24 +42,13 @@ def why_not(problem: geometry.Problem) -> str | None:
 
 
 def combine(
-  problem: geometry.Problem,
-  x: Float[Array, 'b h w c'],
-  projection: Float[Array, 'c m'],
-  bias: Float[Array, ' m'],
-  window_bias: Float32[Array, 'n t t'],
-  out_kernel: Float[Array, 'f f'],
-  kernel: Float[Array, 'kh kw k f'],
-  offset: Float32[Array, 'h w f'],
-  interpret: Any = False,
+  problem: geometry.Problem, *arrays: jax.Array, interpret: Any = False
 ) -> Float[Array, 'b h w f']:
-  """The sum of both paths; see `window_acmix`.
+  """The sum of both paths, of the arrays of `window_acmix` in their order.
 
   Its first gradient is a kernel, other derivatives are those of plain forms.
   """
-  return _combine(
-    (problem, interpret),
-    *(x, projection, bias, window_bias, out_kernel, kernel, offset),
-  )
+  return _combine((problem, interpret), *arrays)
 
 
 # Slow: the kernels as plain operations, for tests.
@@ -72,31 +61,31 @@ class _Inputs(NamedTuple):
   The backward kernel is given the gradient of the output, too.
 
   Attributes:
-    x: Image.
     projection: Weights of queries, keys and values.
     bias: Their biases.
-    window_bias: This one and the next two: see `window_kernel.Constants`.
+    window_bias: This one and the next: see `window_kernel.Constants`.
     masks: See there.
-    index: See there.
     out_kernel: Weights of the output projection.
     taps: Weights of the convolution.
     offset: Added to each image.
+    index: See `window_kernel.Constants`.
+    x: Image.
   """
 
-  x: Any
   projection: Any
   bias: Any
   window_bias: Any
   masks: Any
-  index: Any
   out_kernel: Any
   taps: Any
   offset: Any
+  index: Any
+  x: Any
 
   @property
   def constants(self) -> window_kernel.Constants:
     """What the attention adds to logits."""
-    return window_kernel.Constants(*self[3:6])
+    return window_kernel.Constants(self.window_bias, self.masks, self.index)
 
 
 _COUNT = len(_Inputs._fields)
@@ -131,7 +120,9 @@ def _forward_kernel(*refs, plan: tpu_plan.Plan):
   def _():
     convolution_kernel.spread(weights, inputs.taps, convolution)
 
-  tpu_projection.project(plan.slabs, *inputs[:3], maps)
+  tpu_projection.project(
+    plan.slabs, inputs.x, inputs.projection, inputs.bias, maps
+  )
   side = convolution.inputs(convolution.reach)
   valid = functools.partial(_valid, plan)
   convolution_kernel.fill(frame, maps, side, _BLOCK, valid)
@@ -165,7 +156,9 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     convolution_kernel.spread(weights, inputs.taps, convolution)
     kernels.clear(results)
 
-  tpu_projection.project(plan.slabs, *inputs[:3], maps)
+  tpu_projection.project(
+    plan.slabs, inputs.x, inputs.projection, inputs.bias, maps
+  )
   side = convolution.inputs((0, 0))
   valid = functools.partial(_valid, plan)
   convolution_kernel.fill(x, maps, side, _BLOCK, valid)
@@ -210,7 +203,8 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
       ref[0, i, :width, source] = total.astype(ref.dtype)
 
   tpu_projection.differentiate(
-    plan.slabs, *inputs[:2], dmaps, dx_ref, dprojection, dbias
+    *(plan.slabs, inputs.x, inputs.projection, dmaps),
+    *(dx_ref, dprojection, dbias),
   )
 
 
@@ -219,12 +213,13 @@ def _forward(static, x, *shared):
   side = plan.convolution.inputs(plan.convolution.reach)
 
   def call(x, *shared):
-    [out] = _call(
+    [out] = kernels.call_images(
       _forward_kernel,
-      static,
-      [x],
-      shared,
-      channels=plan.attention.channels,
+      *(plan, static[1]),
+      *_constants(plan, *shared),
+      images=[x],
+      output=(*x.shape[1:3], plan.attention.channels),
+      blocks=[plan.input, plan.shape],
       sums=[],
       scratch_shapes=[
         *[pltpu.VMEM((1, *plan.shape), x.dtype)] * 4,
@@ -249,12 +244,13 @@ def _backward(static, inputs, _, dout):
   taps = math.prod(kernel.shape[:2]), *kernel.shape[2:]
 
   def call(x, dout, *shared):
-    return _call(
+    return kernels.call_images(
       _backward_kernel,
-      static,
-      [x, dout],
-      shared,
-      channels=plan.channels,
+      *(plan, static[1]),
+      *_constants(plan, *shared),
+      images=[x, dout],
+      output=x.shape[1:],
+      blocks=[plan.input, plan.shape, plan.input],
       sums=[
         (3, plan.channels, plan.attention.channels),
         (3, plan.attention.channels),
@@ -306,6 +302,21 @@ def _general(
   return attended @ out_kernel + convolved + offset[None].astype(x.dtype)
 
 
+def _constants(plan, projection, bias, window_bias, out_kernel, kernel, offset):
+  """Arrays, and numbers, that all programs get."""
+  masks, index = plan.attention.masks()
+  constants = [
+    _split(projection),
+    _split(bias),
+    plan.attention.pad_bias(window_bias),
+    jnp.asarray(masks),
+    out_kernel,
+    convolution_kernel.merge_taps(kernel),
+    _pad(offset, plan.shape)[None],
+  ]
+  return constants, jnp.asarray(index)
+
+
 _combine = derivatives.define(_forward, _backward, _general)
 
 
@@ -317,71 +328,6 @@ def _split(x):
 def _join(x):
   """The reverse of `_split`."""
   return jnp.concatenate(list(x), axis=-1)
-
-
-def _call(
-  kernel, static, maps, shared, *, channels, sums, scratch_shapes, **options
-):
-  """Runs a kernel on whole images.
-
-  Args:
-    kernel: The kernel.
-    static: Problem and `interpret`.
-    maps: The input, and the gradient of the output.
-    shared: All other inputs.
-    channels: Channels of the map that it gives.
-    sums: Shapes of the sums over images that it gives, one for each core.
-    scratch_shapes: Memory on chip.
-    **options: Others of `pallas_call`.
-  """
-  plan = tpu_plan.make_plan(static[0])
-  projection, bias, window_bias, out_kernel, taps, offset = shared
-  masks, index = plan.attention.masks()
-  inputs = _Inputs(
-    maps[0],
-    _split(projection),
-    _split(bias),
-    plan.attention.pad_bias(window_bias),
-    jnp.asarray(masks),
-    jnp.asarray(index),
-    out_kernel,
-    convolution_kernel.merge_taps(taps),
-    _pad(offset, plan.shape)[None],
-  )
-  x = maps[0]
-  parts = kernels.parts_of(len(x))
-  each = len(x) // parts
-
-  def image(channels):
-    return pl.BlockSpec(
-      (1, *plan.slabs.padded, channels),
-      lambda part, i: (part * each + i, 0, 0, 0),
-    )
-
-  specs = _Inputs(
-    *(kernels.whole_spec(y) for y in inputs),
-  )._replace(
-    x=image(plan.channels), index=pl.BlockSpec(memory_space=pltpu.SMEM)
-  )
-  return kernels.call(
-    functools.partial(kernel, plan=plan),
-    'tpu',
-    [*inputs, *maps[1:]],
-    [
-      jax.ShapeDtypeStruct((*x.shape[:3], channels), x.dtype),
-      *(jax.ShapeDtypeStruct((parts, *shape), jnp.float32) for shape in sums),
-    ],
-    static[1],
-    grid=(parts, each),
-    in_specs=[*specs, *(image(y.shape[3]) for y in maps[1:])],
-    out_specs=[image(channels), *map(kernels.part_spec, sums)],
-    scratch_shapes=scratch_shapes,
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'arbitrary'),
-      vmem_limit_bytes=kernels.vmem_limit(plan),
-    ),
-    **options,
-  )
 
 
 def _pad(offset, shape):
