@@ -78,7 +78,7 @@ class WindowAttention(attention.Attention):
     Raises:
       ValueError: The map is not made of whole windows.
     """
-    self._check_whole_windows(x)
+    self._check(x)
     size = size or x.shape[1:3]
     maps = self.query_key_value(x)
     maps = maps.reshape(*x.shape[:3], 3 * self.num_heads, -1)
@@ -132,7 +132,7 @@ class WindowAttention(attention.Attention):
     chosen = convolution.implementation, convolution.dtype
     if chosen != ('auto', self.dtype) or window != (1, 1):
       return None
-    self._check_whole_windows(x)
+    self._check(x)
     size = size or x.shape[1:3]
     kernel, bias = self.query_key_value.weights(x.shape[3])
     window_bias = self._window_bias()
@@ -172,15 +172,12 @@ class WindowAttention(attention.Attention):
     )
     return shifted_windows.relative_bias(bias, self.window_size)
 
-  def _check_whole_windows(self, x):
+  def _check(self, x):
     """Raises ValueError for a map of other sizes."""
     checks.check_map('WindowAttention', x)
-    _, h, w, _ = x.shape
-    if h % self.window_size or w % self.window_size:
-      raise ValueError(
-        f'WindowAttention: a {h}x{w} map is not made of whole windows of '
-        f'window_size={self.window_size}; ShiftedWindows pads it to them.'
-      )
+    shifted_windows.check_whole(
+      'WindowAttention', *x.shape[1:3], self.window_size
+    )
 
 
 class ShiftedWindows(nn.Module):

@@ -39,6 +39,22 @@ def always(problem: Any) -> None:
   del problem
 
 
+def whole_layer(kernel: Any, separate: Callable[..., Any]) -> tuple:
+  """The table of an operator that is all of a layer, in order of preference.
+
+  Args:
+    kernel: Module with a fused kernel for TPU, which reads the input and writes
+      the output: `why_not`, `combine` and `interpret`.
+    separate: One operator after the other: (problem, *arrays) -> result.
+  """
+  return (
+    Implementation('pallas', ('tpu',), kernel.why_not, kernel.combine),
+    Implementation('separate', PLATFORMS, always, separate),
+    # Slow, for tests.
+    Implementation('pallas', ('cpu', 'rocm'), kernel.why_not, kernel.interpret),
+  )
+
+
 def names(table: Sequence[Implementation]) -> list[str]:
   """What a caller may ask for: 'auto', then every name once."""
   return ['auto', *dict.fromkeys(row.name for row in table)]

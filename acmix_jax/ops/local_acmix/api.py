@@ -38,21 +38,7 @@ def _separate(problem, x, projection, bias, slopes, kernel, alpha):
   return alpha.astype(v.dtype) * attended + convolved
 
 
-# In order of preference.
-IMPLEMENTATIONS = (
-  # A fused kernel, which reads the input and writes the output.
-  implementations.Implementation(
-    'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.combine
-  ),
-  # One operator after the other.
-  implementations.Implementation(
-    'separate', implementations.PLATFORMS, implementations.always, _separate
-  ),
-  # Slow, for tests.
-  implementations.Implementation(
-    'pallas', ('cpu', 'rocm'), pallas_tpu.why_not, pallas_tpu.interpret
-  ),
-)
+IMPLEMENTATIONS = implementations.whole_layer(pallas_tpu, _separate)
 
 
 def local_acmix(

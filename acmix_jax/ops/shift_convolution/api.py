@@ -121,10 +121,7 @@ def shift_convolution(
   out = _convolve_folded(convolve, maps, weights)
   if weights.fc_bias is None:
     return out
-  bias = convolve_bias(
-    weights.fc_bias, weights.depthwise_kernel, weights.valid, strides, dilation
-  )
-  return xla_cpu.add_to_each(out, bias)
+  return xla_cpu.add_to_each(out, weights.bias(strides, dilation))
 
 
 class _Weights(NamedTuple):
@@ -145,6 +142,11 @@ class _Weights(NamedTuple):
     if valid is None:
       valid = np.ones(like.shape[1:3], bool)
     return cls(*arrays, valid)
+
+  def bias(self, strides, dilation):
+    """What the bias adds to each output."""
+    _, depthwise_kernel, fc_bias, valid = self
+    return convolve_bias(fc_bias, depthwise_kernel, valid, strides, dilation)
 
 
 def convolve_bias(

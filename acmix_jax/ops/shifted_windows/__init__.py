@@ -5,10 +5,15 @@ from acmix_jax.ops.shifted_windows.api import (
   relative_bias,
   window_attention,
 )
-from acmix_jax.ops.shifted_windows.geometry import shift_regions, valid_pixels
+from acmix_jax.ops.shifted_windows.geometry import (
+  check_whole,
+  shift_regions,
+  valid_pixels,
+)
 
 __all__ = [
   'IMPLEMENTATIONS',
+  'check_whole',
   'relative_bias',
   'shift_regions',
   'valid_pixels',

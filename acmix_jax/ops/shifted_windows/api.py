@@ -48,8 +48,10 @@ def window_attention(
     Sums of values in the dtype of the maps.
 
   Raises:
-    ValueError: The implementation is unknown or cannot serve.
+    ValueError: The map is not made of whole windows, or the implementation is
+      unknown or cannot serve.
   """
+  geometry.check_whole('window_attention', *maps.shape[1:3], window_size)
   size = size or maps.shape[1:3]
   problem = geometry.describe(maps, bias, window_size, size, shift)
   return implementations.run(

@@ -69,6 +69,15 @@ def describe(
   )
 
 
+def check_whole(name: str, height: int, width: int, window_size: int) -> None:
+  """Raises ValueError unless a map is made of whole windows."""
+  if height % window_size or width % window_size:
+    raise ValueError(
+      f'{name}: a {height}x{width} map is not made of whole windows of '
+      f'window_size={window_size}; nn.ShiftedWindows pads it to them.'
+    )
+
+
 def cut(
   x: Shaped[Array | np.ndarray, 'b h w *c'], window_size: int
 ) -> Shaped[Array | np.ndarray, 'b windows t *c']:

@@ -40,21 +40,7 @@ def _separate(
   return dense.dense(attended, out_kernel) + convolved
 
 
-# In order of preference.
-IMPLEMENTATIONS = (
-  # A fused kernel, which reads the input and writes the output.
-  implementations.Implementation(
-    'pallas', ('tpu',), pallas_tpu.why_not, pallas_tpu.combine
-  ),
-  # One operator after the other.
-  implementations.Implementation(
-    'separate', implementations.PLATFORMS, implementations.always, _separate
-  ),
-  # Slow, for tests.
-  implementations.Implementation(
-    'pallas', ('cpu', 'rocm'), pallas_tpu.why_not, pallas_tpu.interpret
-  ),
-)
+IMPLEMENTATIONS = implementations.whole_layer(pallas_tpu, _separate)
 
 
 def window_acmix(
@@ -103,27 +89,20 @@ def window_acmix(
     ValueError: The map is not made of whole windows, or the implementation is
       unknown or cannot serve.
   """
-  _, height, width, _ = x.shape
-  if height % window_size or width % window_size:
-    raise ValueError(
-      f'window_acmix: a {height}x{width} map is not made of whole windows of '
-      f'window_size={window_size}.'
-    )
+  window_bias = window_bias.astype(jnp.float32)
+  arrays = x, projection, bias, window_bias, out_kernel, kernel, offset
+  shifted_windows.check_whole('window_acmix', *x.shape[1:3], window_size)
   problem = geometry.describe(
     *(x, window_bias, kernel, window_size),
-    size=size or (height, width),
+    size=size or x.shape[1:3],
     shift=shift,
     attend_padding=attend_padding,
-    varying=sharding.varies(
-      x, projection, bias, window_bias, out_kernel, kernel, offset
-    ),
+    varying=sharding.varies(*arrays),
   )
-  dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
   return implementations.run(
     IMPLEMENTATIONS,
     'window_acmix',
     implementation,
     problem,
-    *(x, projection, bias, window_bias.astype(jnp.float32)),
-    *(out_kernel, kernel, offset.astype(dtype)),
+    *arrays,
   )

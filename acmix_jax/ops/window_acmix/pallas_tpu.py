@@ -190,6 +190,16 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
     slab.add(doffset, y)
 
   plan.slabs.for_each(differentiate_output)
+  _add_convolution(plan, dmaps, dx)
+  tpu_projection.differentiate(
+    *(plan.slabs, inputs.x, inputs.projection, dmaps),
+    *(dx_ref, dprojection, dbias),
+  )
+
+
+def _add_convolution(plan: tpu_plan.Plan, dmaps, dx):
+  """Adds the gradients of the convolution to those of the attention."""
+  side = plan.convolution.inputs((0, 0))
   height, width = side.size
 
   @functools.partial(kernels.repeat, height)
@@ -199,13 +209,8 @@ def _backward_kernel(*refs, plan: tpu_plan.Plan):
       total, convolved = ref[0, i, :width, source], dx[sheet, i, :width, target]
       column = lax.broadcasted_iota(jnp.int32, total.shape, 0)
       total = total.astype(jnp.float32)
-      total += jnp.where(valid(i, column), convolved, 0)
+      total += jnp.where(_valid(plan, i, column), convolved, 0)
       ref[0, i, :width, source] = total.astype(ref.dtype)
-
-  tpu_projection.differentiate(
-    *(plan.slabs, inputs.x, inputs.projection, dmaps),
-    *(dx_ref, dprojection, dbias),
-  )
 
 
 def _forward(static, x, *shared):
@@ -283,7 +288,7 @@ def _backward(static, inputs, _, dout):
     plan.attention.cut_bias(dwindow_bias),
     dout_kernel.astype(out_kernel.dtype),
     dtaps.reshape(kernel.shape).astype(kernel.dtype),
-    doffset[:height, :width],
+    doffset[:height, :width].astype(offset.dtype),
   )
 
 
@@ -312,7 +317,7 @@ def _constants(plan, projection, bias, window_bias, out_kernel, kernel, offset):
     jnp.asarray(masks),
     out_kernel,
     convolution_kernel.merge_taps(kernel),
-    _pad(offset, plan.shape)[None],
+    _pad(offset.astype(jnp.float32), plan.shape)[None],
   ]
   return constants, jnp.asarray(index)
 
